@@ -1,0 +1,68 @@
+"""Build of the compiled units; everything else stands in pyproject.toml.
+
+Switches (environment variables, each "1" to turn on):
+  USTACK_DEBUG     bounds and wraparound checks, asserts in the core
+  USTACK_SANITIZE  AddressSanitizer + UndefinedBehaviorSanitizer (implies USTACK_DEBUG)
+  USTACK_COVERAGE  gcov instrumentation, lines map to .pxd files
+  USTACK_CTEST     also build tests/_ctest.pyx, the test-only door to the leaf functions
+  USTACK_FAST      -O0: the quickest build, for the edit-compile loop
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+
+def switch(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+sanitize = switch("USTACK_SANITIZE")
+coverage = switch("USTACK_COVERAGE")
+debug = switch("USTACK_DEBUG") or sanitize
+
+cflags = ["-std=gnu11", "-g", "-fno-strict-aliasing", "-Wno-unused-function", "-Wno-unreachable-code"]
+ldflags = ["-pthread"]
+if sanitize:
+    # Python's own CFLAGS hold -fwrapv and -DNDEBUG, which silence UBSAN and assert().
+    cflags += ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-wrapv", "-UNDEBUG",
+               "-fno-sanitize-recover=undefined", "-DUSTACK_ASAN=1"]
+    ldflags += ["-fsanitize=address,undefined"]
+elif switch("USTACK_FAST"):
+    cflags += ["-O0", "-UNDEBUG"]
+else:
+    cflags += ["-O2"]
+if debug:
+    cflags += ["-UNDEBUG", "-DUSTACK_DEBUG=1"]
+if coverage:
+    cflags += ["--coverage", "-O0"]
+    ldflags += ["--coverage"]
+
+directives = {
+    "language_level": 3,
+    "boundscheck": debug,
+    "wraparound": False,
+    "initializedcheck": False,
+    "cdivision": True,
+    "embedsignature": False,
+}
+
+
+def extension(name: str, source: str) -> Extension:
+    return Extension(name, [source], extra_compile_args=cflags, extra_link_args=ldflags)
+
+
+extensions = [extension("ustack._fastpath", "ustack/_fastpath.pyx")]
+if switch("USTACK_CTEST"):
+    extensions.append(extension("tests._ctest", "tests/_ctest.pyx"))
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        compiler_directives=directives,
+        emit_linenums=True,
+        force=debug or coverage,
+        show_all_warnings=False,
+    )
+)
