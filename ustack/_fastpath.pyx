@@ -1,0 +1,6 @@
+# The one compiled unit. For now it only makes the core's leaf files compile together.
+
+cimport ustack.core.pool as pool
+cimport ustack.core.seqno as seqno
+cimport ustack.core.stats as stats
+cimport ustack.core.wheel as wheel
