@@ -1,0 +1,222 @@
+# The engine struct: pools, tables, keys, counters put together (layer 5). No logic.
+#
+# One engine = one stack = one "network namespace". Every function above this layer takes `engine_t* e` first. e.now is the time of the
+# call in progress (set by engine.pxd from the driver's argument, never decreasing); nothing below reads a clock. All access under the
+# driver's lock.
+
+from ustack.core.types cimport (
+    DROP_REASONS, TM_KINDS, idx_t, int32_t, int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
+)
+from ustack.core.config cimport config_t
+from ustack.core.ehash cimport ehash_t
+from ustack.core.pool cimport pool_t
+from ustack.core.records cimport txframe_t
+from ustack.core.siphash cimport prng_t
+from ustack.core.stats cimport stats_t
+from ustack.core.types cimport flow_t
+from ustack.core.wheel cimport tnode_t, wheel_t
+
+cdef enum:
+    MAX_ADDR = 64               # local addresses
+    MAX_ROUTE = 256             # route entries
+    LHASH = 4096                # listener table buckets (power of two)
+    BHASH = 65536               # bind table: one bucket list head per port
+    PMTU_HASH = 256
+    METRICS_HASH = 256
+    FRAG_HASH = 64
+    RTF_LOCAL = 1               # route types, as the destination of a packet of ours or of an incoming one
+    RTF_UNICAST = 2
+    RTF_BROADCAST = 3
+    RTF_MULTICAST = 4
+    RTF_UNREACHABLE = 5
+    RTF_BLACKHOLE = 6
+    RTF_PROHIBIT = 7
+    RTF_NONE = 8                # no route
+
+cdef struct addr_t:             # a local address
+    uint32_t addr
+    uint8_t plen
+    uint8_t any_of              # the whole prefix is ours
+
+cdef struct route_t:            # one FIB entry with its metrics; 0 = not set
+    uint32_t dst
+    uint8_t plen
+    uint8_t type                # RTF_*
+    uint8_t used
+    uint8_t mtu_lock
+    uint8_t quickack
+    uint8_t features            # bit 0 ecn, bit 1 tcp_usec_ts
+    uint8_t fastopen_no_cookie
+    uint8_t cc                  # CC_* + 1, 0 = none
+    uint32_t src                # preferred source
+    uint32_t mtu
+    uint32_t advmss
+    uint32_t window
+    uint32_t initcwnd
+    uint32_t initrwnd
+    uint32_t rto_min_ms
+    uint32_t rtt_ms
+    uint32_t rttvar_ms
+    uint32_t ssthresh
+    uint32_t cwnd
+    uint32_t reordering
+    uint32_t hoplimit
+
+cdef struct pmtu_t:             # learned path MTU of one destination
+    idx_t next
+    uint32_t dst
+    uint32_t mtu
+    uint8_t locked
+    ns_t expires
+
+cdef struct metrics_t:          # tcp_metrics entry of one (source, destination) pair
+    idx_t next
+    uint32_t src
+    uint32_t dst
+    uint32_t rtt_us             # 0 = not set
+    uint32_t rttvar_us
+    uint32_t ssthresh
+    uint32_t cwnd
+    uint32_t reordering
+    uint8_t lock
+    uint8_t fo_len              # Fast Open cookie of this destination
+    uint8_t fo_exp
+    uint8_t fo_try_exp
+    uint8_t fo_cookie[16]
+    uint16_t fo_mss
+    uint16_t fo_syn_loss
+    ns_t fo_last_syn_loss
+    ns_t stamp
+
+cdef struct frag_t:             # one datagram in reassembly
+    idx_t next
+    uint32_t src
+    uint32_t dst
+    uint16_t id
+    uint8_t proto
+    uint8_t flags
+    tnode_t timer
+    uint32_t total              # known length of the payload, 0 = last fragment not seen
+    uint32_t have               # bytes present
+    uint32_t n                  # fragments in buf, as (offset, length) pairs in ranges
+    uint32_t cap
+    uint32_t ranges[256]        # pairs, sorted by offset
+    uint8_t hdr[60]             # IP header of the first fragment
+    uint32_t hdr_len
+    uint8_t ecn
+    uint32_t max_size           # largest fragment
+    uint32_t truesize
+    uint8_t* buf
+
+cdef struct bucket_t:           # a token bucket of the ICMP limiter, per destination
+    uint32_t dst
+    ns_t last
+    int64_t credit_ns
+
+cdef struct event_t:            # what happened, for those who listen (bounded ring)
+    ns_t at
+    uint16_t kind
+    uint16_t arg
+    uint32_t a
+    uint32_t b
+    uint64_t c
+    flow_t flow
+
+cdef enum:
+    EV_DROP = 1                 # arg = reason
+    EV_STATE = 2                # a = old, b = new, c = handle
+    EV_LOG = 3                  # a kernel log line: arg = which (LOG_*), a/b arguments
+    LOG_SYN_FLOOD_COOKIES = 1   # a = bound address, b = port
+    LOG_SYN_FLOOD_DROP = 2
+    LOG_WSCALE_TOO_BIG = 3      # flow = peer, a = value, b = 14
+
+cdef struct hooks_t             # hooks.pxd, NULL when none is installed
+
+cdef struct engine_t:
+    # time
+    ns_t now
+    ns_t wall_offset            # now + wall_offset = wall clock: ISN, TSval, cookie epoch, SO_TIMESTAMPING
+    ns_t tick                   # rounding of RTO, TLP, RACK and delayed-ACK lengths (one jiffy, default 4 ms)
+    ns_t cookie_phase           # added to the wall clock before the cookie minute is counted
+    # configuration
+    config_t cfg
+    uint8_t default_cc          # tcp_congestion_control, CC_*
+    uint8_t strict              # parity mode: nothing that Linux would not show on the wire
+    uint32_t mtu                # of the link
+    uint32_t tso_max            # largest super-segment's payload + headers (65536), 0 = no TSO (ethtool tso off gso off)
+    uint32_t ifindex
+    addr_t addrs[MAX_ADDR]
+    uint32_t n_addrs
+    route_t routes[MAX_ROUTE]
+    uint32_t n_routes
+    uint32_t rt_gen             # bumped by every change of routes, MTU, addresses
+    # keys, all from the seed
+    uint64_t key_ehash[2]
+    uint64_t key_isn[2]
+    uint64_t key_cookie[2][2]
+    uint64_t key_reuse[2]
+    uint8_t fo_key[16]          # tcp_fastopen_key in its wire order (words little endian as I4)
+    uint8_t fo_backup[16]
+    uint8_t fo_key_set
+    uint8_t fo_has_backup
+    prng_t prng
+    # tables
+    ehash_t ehash
+    wheel_t wheel
+    pool_t req
+    pool_t tcb
+    pool_t tw
+    pool_t lst                  # listener_t
+    pool_t grp                  # group_t
+    pool_t bindb
+    pool_t srec
+    pool_t rrec
+    pool_t ext                  # reqext_t
+    pool_t wait                 # waiter_t
+    pool_t frag
+    pool_t pmtu
+    pool_t metrics
+    idx_t lhash[LHASH]
+    idx_t bhash[BHASH]
+    idx_t pmtu_hash[PMTU_HASH]
+    idx_t metrics_hash[METRICS_HASH]
+    idx_t frag_hash[FRAG_HASH]
+    uint32_t frag_mem
+    uint32_t port_offset        # ephemeral port search
+    uint8_t reserved_ports[8192]
+    # global accounting
+    int64_t mem_pages           # tcp_mem in pages
+    uint32_t n_orphans
+    uint32_t n_tw
+    uint32_t n_sockets
+    ns_t challenge_epoch        # second of the global challenge-ACK limiter
+    uint32_t challenge_count
+    bucket_t icmp_buckets[256]
+    ns_t icmp_global_last
+    int64_t icmp_global_credit
+    uint16_t ip_id              # of packets without a socket (ICMP)
+    # Fast Open client black hole
+    ns_t tfo_blackhole_at
+    uint32_t tfo_blackhole_times
+    # cubic module parameters live in cfg
+    # out: frames to send
+    txframe_t* tx
+    uint32_t tx_n
+    uint32_t tx_cap
+    uint8_t* tx_arena           # payload bytes that are in no ring (ICMP); reset when the frames are taken
+    uint32_t tx_arena_n
+    uint32_t tx_arena_cap
+    # ring memory replaced or released while a frame may still point into it; freed by the driver thread after its writes
+    void** garbage
+    uint32_t garbage_n
+    uint32_t garbage_cap
+    # out: what happened
+    idx_t ready                 # sockets with wake-ups the driver has not looked at
+    event_t* ev
+    uint32_t ev_cap             # 0 = nobody listens: one branch
+    uint32_t ev_head
+    uint32_t ev_n
+    uint64_t ev_lost
+    hooks_t* hooks
+    stats_t stats
+    uint64_t drops_total
