@@ -1,6 +1,9 @@
 # The one compiled unit. For now it only makes the core's leaf files compile together.
 
+cimport ustack.core.cksum as cksum
 cimport ustack.core.pool as pool
 cimport ustack.core.seqno as seqno
+cimport ustack.core.siphash as siphash
 cimport ustack.core.stats as stats
 cimport ustack.core.wheel as wheel
+cimport ustack.core.wire as wire

@@ -1,7 +1,7 @@
 # Counters: the kernel's MIB counters, drop reasons, ICMP types (layer 2).
 #
-# Each counter stands in one list, which makes the C enum and the name table, so a name cannot drift from its number; the
-# enum declarations below only tell Cython that the names exist, and a name that is not in the list does not compile.
+# Each counter stands in one list, which makes the C enum and the name table, so a name cannot drift from its number;
+# the enum declarations below only tell Cython that the names exist, and one that is not in the list does not compile.
 # Order and names are those of /proc/net/snmp and /proc/net/netstat of Linux 6.18 (nstat's spelling: group + name).
 # The read-only values of /proc/net/snmp (IpForwarding, TcpRtoMin, ...) are no counters and are rendered by Python;
 # MPTcpExt is left out. TcpCurrEstab is a level: it goes down too.
