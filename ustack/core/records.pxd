@@ -39,7 +39,9 @@ cdef struct req_t:              # 64 bytes: a flood allocates nothing else
     uint8_t wscales             # snd_wscale (the peer's) << 4 | rcv_wscale (ours)
     idx_t ext                   # reqext_t, taken on need
 
-cdef struct reqext_t:           # what few requests need
+cdef struct reqext_t:           # what few requests need; also the record of error queues and held Fast Open slots
+    idx_t next
+    ns_t expires                # Fast Open slot held after a RST
     ns_t last_oow_ack           # ACK limiter (facts E9), 0 = never
     uint32_t rwnd
     uint32_t tsval_last
@@ -55,6 +57,13 @@ cdef struct reqext_t:           # what few requests need
     uint8_t fo_cookie[16]       # cookie to send in the SYN-ACK
     uint8_t fo_len              # 0 = none
     uint8_t fo_exp
+    uint8_t ee_origin           # error queue: sock_extended_err
+    uint8_t ee_type
+    uint8_t ee_code
+    uint32_t ee_errno
+    uint32_t ee_info
+    uint32_t ee_data
+    ns_t ee_time                # wall clock, for SCM_TIMESTAMPING
 
 # ---- TIME_WAIT ---------------------------------------------------------------------------------------------------------------
 cdef struct tw_t:

@@ -212,6 +212,7 @@ cdef struct engine_t:
     uint32_t garbage_cap
     # out: what happened
     idx_t ready                 # sockets with wake-ups the driver has not looked at
+    idx_t woken                 # waiters that were released, for the driver (linked by waiter_t.next)
     event_t* ev
     uint32_t ev_cap             # 0 = nobody listens: one branch
     uint32_t ev_head

@@ -1,0 +1,546 @@
+# Sockets as objects: accessors, allocation, state changes, wake-ups, timers, the end of a socket (layer 6).
+#
+# The lowest layer that acts on a tcb_t. Linux counterparts: tcp_init_sock, tcp_set_state, tcp_done, inet_csk_destroy_sock,
+# sk_data_ready / sk_write_space / sk_state_change / sk_error_report, inet_csk_reset_xmit_timer. Invariants:
+# - sk.state changes only through sk_set_state (CurrEstab, EstabResets and the hash follow it);
+# - a socket whose user is gone (SF_DEAD) is freed by sk_destroy, once it is in CLOSE;
+# - ring memory is never freed here, it goes to the garbage list: a frame may still point into it.
+
+from libc.stdlib cimport free, realloc
+from libc.string cimport memset
+
+from ustack.core.types cimport (
+    DROP_NONE, E_MSGSIZE, KIND_TCB, KIND_TW, NS_NEVER, NS_PER_SEC, REF_MASK, REF_SHIFT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED,
+    TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TM_COMPACK, TM_DELACK, TM_KEEP, TM_PACE, TM_RETRANS, TM_WAITER, flow_t, idx_t,
+    int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
+)
+from ustack.core.ehash cimport ehash_remove
+from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen
+from ustack.core.records cimport (
+    WT_TIMEDOUT, WT_WOKEN, bindb_t, group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, waiter_t,
+)
+from ustack.core.ring cimport ring_release
+from ustack.core.rtt cimport minmax_reset
+from ustack.core.state cimport EV_STATE, engine_t, event_t, metrics_t
+from ustack.core.stats cimport (
+    MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, drop_inc, mib_dec, mib_inc,
+)
+from ustack.core.tcb cimport (
+    ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK,
+    TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, tcb_t,
+)
+from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
+
+cdef enum:
+    POLLIN = 0x001
+    POLLPRI = 0x002
+    POLLOUT = 0x004
+    POLLERR = 0x008
+    POLLHUP = 0x010
+    POLLNVAL = 0x020
+    POLLRDNORM = 0x040
+    POLLRDBAND = 0x080
+    POLLWRNORM = 0x100
+    POLLWRBAND = 0x200
+    POLLRDHUP = 0x2000
+    WAKE_READ = 0x0c3           # IN PRI RDNORM RDBAND
+    WAKE_WRITE = 0x304          # OUT WRNORM WRBAND
+    WAKE_ALL = 0xffff
+    SHUTDOWN_MASK = 3
+
+
+# ---- accessors ---------------------------------------------------------------------------------------------------------------
+cdef inline tcb_t* sk_at(engine_t* e, idx_t i) noexcept nogil:
+    return <tcb_t*> pool_at(&e.tcb, i)
+
+
+cdef inline srec_t* sr_at(engine_t* e, idx_t i) noexcept nogil:
+    return <srec_t*> pool_at(&e.srec, i)
+
+
+cdef inline rrec_t* rr_at(engine_t* e, idx_t i) noexcept nogil:
+    return <rrec_t*> pool_at(&e.rrec, i)
+
+
+cdef inline req_t* req_at(engine_t* e, idx_t i) noexcept nogil:
+    return <req_t*> pool_at(&e.req, i)
+
+
+cdef inline tw_t* tw_at(engine_t* e, idx_t i) noexcept nogil:
+    return <tw_t*> pool_at(&e.tw, i)
+
+
+cdef inline listener_t* lst_at(engine_t* e, idx_t i) noexcept nogil:
+    return <listener_t*> pool_at(&e.lst, i)
+
+
+cdef inline group_t* grp_at(engine_t* e, idx_t i) noexcept nogil:
+    return <group_t*> pool_at(&e.grp, i)
+
+
+cdef inline reqext_t* ext_at(engine_t* e, idx_t i) noexcept nogil:
+    return <reqext_t*> pool_at(&e.ext, i)
+
+
+cdef inline waiter_t* wait_at(engine_t* e, idx_t i) noexcept nogil:
+    return <waiter_t*> pool_at(&e.wait, i)
+
+
+cdef inline ref_t ref_of(uint32_t kind, idx_t i) noexcept nogil:
+    return (kind << REF_SHIFT) | i
+
+
+cdef inline uint32_t ref_kind(ref_t r) noexcept nogil:
+    return r >> REF_SHIFT
+
+
+cdef inline idx_t ref_idx(ref_t r) noexcept nogil:
+    return r & REF_MASK
+
+
+cdef inline uint64_t sk_handle(engine_t* e, tcb_t* sk) noexcept nogil:
+    """What leaves the engine: index and generation."""
+    return <uint64_t> sk.idx | (<uint64_t> pool_gen(&e.tcb, sk.idx) << 32)
+
+
+cdef inline uint16_t sk_lport(tcb_t* sk) noexcept nogil:
+    return <uint16_t> (sk.en.ports >> 16)
+
+
+cdef inline uint16_t sk_fport(tcb_t* sk) noexcept nogil:
+    return <uint16_t> (sk.en.ports & 0xffff)
+
+
+cdef inline void sk_set_ports(tcb_t* sk, uint16_t lport, uint16_t fport) noexcept nogil:
+    sk.en.ports = (<uint32_t> lport << 16) | fport
+
+
+# ---- clocks derived from e.now -----------------------------------------------------------------------------------------------
+cdef inline ns_t jiffies_up(engine_t* e, ns_t d) noexcept nogil:
+    """A duration rounded up to the tick, as usecs_to_jiffies does."""
+    return ((d + e.tick - 1) // e.tick) * e.tick
+
+
+cdef inline uint64_t wall_ns(engine_t* e) noexcept nogil:
+    return <uint64_t> (e.now + e.wall_offset)
+
+
+cdef inline uint32_t tcp_clock_ms(engine_t* e) noexcept nogil:
+    """The 1 kHz TSval clock, without the connection's offset (facts C6)."""
+    return <uint32_t> (wall_ns(e) // 1000000)
+
+
+cdef inline int64_t tcp_clock_s(engine_t* e) noexcept nogil:
+    """Seconds, for ts_recent_stamp; never 0, which means "none" there."""
+    return <int64_t> (wall_ns(e) // 1000000000ULL) + 1
+
+
+# ---- what happened -----------------------------------------------------------------------------------------------------------
+cdef inline event_t* ev_push(engine_t* e, uint16_t kind, uint16_t arg) noexcept nogil:
+    """A zeroed slot of the event ring, or NULL if nobody listens. The oldest event is overwritten and counted as lost."""
+    cdef event_t* ev
+    if e.ev_cap == 0:
+        return NULL
+    if e.ev_n == e.ev_cap:
+        e.ev_head = (e.ev_head + 1) % e.ev_cap
+        e.ev_n -= 1
+        e.ev_lost += 1
+    ev = &e.ev[(e.ev_head + e.ev_n) % e.ev_cap]
+    e.ev_n += 1
+    memset(ev, 0, sizeof(event_t))
+    ev.at = e.now
+    ev.kind = kind
+    ev.arg = arg
+    return ev
+
+
+cdef inline void garbage_put(engine_t* e, void* p) noexcept nogil:
+    """Free p later: after the driver has written out every frame that may point into it."""
+    cdef void** grown
+    cdef uint32_t cap
+    if p == NULL:
+        return
+    if e.garbage_n == e.garbage_cap:
+        cap = e.garbage_cap * 2 if e.garbage_cap else 64
+        grown = <void**> realloc(<void*> e.garbage, cap * sizeof(void*))
+        if grown == NULL:
+            return                      # leaks p, which is better than a dangling frame
+        e.garbage = grown
+        e.garbage_cap = cap
+    e.garbage[e.garbage_n] = p
+    e.garbage_n += 1
+
+
+cdef inline void garbage_collect(engine_t* e) noexcept nogil:
+    """Driver thread only, with no frame outstanding."""
+    cdef uint32_t i
+    for i in range(e.garbage_n):
+        free(e.garbage[i])
+    e.garbage_n = 0
+
+
+# ---- wake-ups ----------------------------------------------------------------------------------------------------------------
+cdef inline void waiter_unlink(engine_t* e, waiter_t* w, idx_t i) noexcept nogil:
+    cdef tcb_t* sk
+    if w.sk == 0:
+        return
+    sk = sk_at(e, w.sk)
+    if w.prev:
+        wait_at(e, w.prev).next = w.next
+    else:
+        sk.waiters = w.next
+    if w.next:
+        wait_at(e, w.next).prev = w.prev
+    w.next = 0
+    w.prev = 0
+    w.sk = 0
+    wheel_disarm(&e.wheel, (TM_WAITER << REF_SHIFT) | i)
+
+
+cdef inline void waiter_finish(engine_t* e, idx_t i, uint8_t state) noexcept nogil:
+    """Take a waiter off its socket and put it on the list the driver looks at."""
+    cdef waiter_t* w = wait_at(e, i)
+    waiter_unlink(e, w, i)
+    w.state = state
+    w.next = e.woken
+    e.woken = i
+
+
+cdef inline void sk_ready_link(engine_t* e, tcb_t* sk) noexcept nogil:
+    if not sk.sflags & SF_IN_READY:
+        sk.sflags |= SF_IN_READY
+        sk.ready_next = e.ready
+        e.ready = sk.idx
+
+
+cdef inline void sk_wake(engine_t* e, tcb_t* sk, uint32_t bits) noexcept nogil:
+    """One wake-up: counted for edge-triggered users; blocked calls that wait for one of bits are released, of exclusive ones one only."""
+    cdef idx_t i
+    cdef idx_t nxt
+    cdef waiter_t* w
+    sk.wake_seq += 1
+    sk.wake_mask |= bits
+    sk_ready_link(e, sk)
+    i = sk.waiters
+    while i:
+        w = wait_at(e, i)
+        nxt = w.next
+        if bits == WAKE_ALL or w.events & bits or bits & (POLLERR | POLLHUP):
+            if w.exclusive and bits != WAKE_ALL:
+                waiter_finish(e, i, WT_WOKEN)
+                return
+            waiter_finish(e, i, WT_WOKEN)
+        i = nxt
+
+
+cdef inline void waiter_timeout(engine_t* e, idx_t i) noexcept nogil:
+    """TM_WAITER fired: the blocked call's time is over."""
+    waiter_finish(e, i, WT_TIMEDOUT)
+
+
+cdef inline void sk_data_ready(engine_t* e, tcb_t* sk) noexcept nogil:
+    sk_wake(e, sk, WAKE_READ)
+
+
+cdef inline void sk_write_space(engine_t* e, tcb_t* sk) noexcept nogil:
+    sk_wake(e, sk, WAKE_WRITE)
+
+
+cdef inline void sk_state_change(engine_t* e, tcb_t* sk) noexcept nogil:
+    sk_wake(e, sk, WAKE_ALL)
+
+
+cdef inline void sk_error_report(engine_t* e, tcb_t* sk) noexcept nogil:
+    sk_wake(e, sk, POLLERR)
+
+
+# ---- timers ------------------------------------------------------------------------------------------------------------------
+cdef inline void tcp_reset_xmit_timer(engine_t* e, tcb_t* sk, uint8_t what, ns_t when) noexcept nogil:
+    """Arm the retransmission timer for purpose `what` in `when` ns, at most tcp_rto_max."""
+    cdef ns_t top = e.cfg.tcp_rto_max_ms * 1000000
+    if when > top:
+        when = top
+    sk.icsk_pending = what
+    wheel_arm(&e.wheel, (TM_RETRANS << REF_SHIFT) | sk.idx, e.now + when)
+
+
+cdef inline void tcp_clear_retrans_timer(engine_t* e, tcb_t* sk) noexcept nogil:
+    sk.icsk_pending = ICSK_TIME_NONE
+    wheel_disarm(&e.wheel, (TM_RETRANS << REF_SHIFT) | sk.idx)
+
+
+cdef inline void sk_reset_delack(engine_t* e, tcb_t* sk, ns_t deadline) noexcept nogil:
+    wheel_arm(&e.wheel, (TM_DELACK << REF_SHIFT) | sk.idx, deadline)
+
+
+cdef inline void sk_clear_delack(engine_t* e, tcb_t* sk) noexcept nogil:
+    wheel_disarm(&e.wheel, (TM_DELACK << REF_SHIFT) | sk.idx)
+
+
+cdef inline void sk_reset_keepalive(engine_t* e, tcb_t* sk, ns_t length) noexcept nogil:
+    wheel_arm(&e.wheel, (TM_KEEP << REF_SHIFT) | sk.idx, e.now + length)
+
+
+cdef inline void sk_delete_keepalive(engine_t* e, tcb_t* sk) noexcept nogil:
+    wheel_disarm(&e.wheel, (TM_KEEP << REF_SHIFT) | sk.idx)
+
+
+cdef inline void tcp_clear_xmit_timers(engine_t* e, tcb_t* sk) noexcept nogil:
+    wheel_disarm(&e.wheel, (TM_PACE << REF_SHIFT) | sk.idx)
+    wheel_disarm(&e.wheel, (TM_COMPACK << REF_SHIFT) | sk.idx)
+    tcp_clear_retrans_timer(e, sk)
+    sk.ack_pending = 0
+    sk_clear_delack(e, sk)
+    sk_delete_keepalive(e, sk)
+
+
+# ---- bind buckets: leaving one (entering: bind.pxd) ----------------------------------------------------------------------------
+cdef inline void bind_unlink_ref(engine_t* e, ref_t prev, ref_t nxt, bindb_t* b) noexcept nogil:
+    if prev == 0:
+        b.owners = nxt
+    elif ref_kind(prev) == KIND_TCB:
+        sk_at(e, ref_idx(prev)).bind_next = nxt
+    else:
+        tw_at(e, ref_idx(prev)).bind_next = nxt
+    if nxt != 0:
+        if ref_kind(nxt) == KIND_TCB:
+            sk_at(e, ref_idx(nxt)).bind_prev = prev
+        else:
+            tw_at(e, ref_idx(nxt)).bind_prev = prev
+
+
+cdef inline void bind_drop_owner(engine_t* e, idx_t bucket) noexcept nogil:
+    cdef bindb_t* b = <bindb_t*> pool_at(&e.bindb, bucket)
+    b.n -= 1
+    if b.n == 0:
+        e.bhash[b.port] = 0
+        pool_free(&e.bindb, bucket)
+
+
+cdef inline void bind_put(engine_t* e, tcb_t* sk) noexcept nogil:
+    """inet_put_port: the socket no longer owns its port."""
+    cdef idx_t bucket = sk.bind
+    if bucket == 0:
+        return
+    bind_unlink_ref(e, sk.bind_prev, sk.bind_next, <bindb_t*> pool_at(&e.bindb, bucket))
+    sk.bind = 0
+    sk.bind_next = 0
+    sk.bind_prev = 0
+    bind_drop_owner(e, bucket)
+
+
+cdef inline void bind_put_tw(engine_t* e, tw_t* tw) noexcept nogil:
+    cdef idx_t bucket = tw.bind
+    if bucket == 0:
+        return
+    bind_unlink_ref(e, tw.bind_prev, tw.bind_next, <bindb_t*> pool_at(&e.bindb, bucket))
+    tw.bind = 0
+    tw.bind_next = 0
+    tw.bind_prev = 0
+    bind_drop_owner(e, bucket)
+
+
+# ---- states ------------------------------------------------------------------------------------------------------------------
+cdef inline void sk_unhash(engine_t* e, tcb_t* sk) noexcept nogil:
+    if sk.sflags & SF_IN_EHASH:
+        ehash_remove(&e.ehash, ref_of(KIND_TCB, sk.idx))
+        sk.sflags &= ~<uint32_t> SF_IN_EHASH
+
+
+cdef inline void sk_set_state(engine_t* e, tcb_t* sk, uint8_t state) noexcept nogil:
+    """tcp_set_state: CurrEstab = sockets in ESTABLISHED or CLOSE_WAIT (facts K9); CLOSE leaves the hash and an automatic port."""
+    cdef uint8_t old = sk.state
+    cdef event_t* ev
+    cdef bint was = old == TCP_ESTABLISHED or old == TCP_CLOSE_WAIT
+    cdef bint now_in = state == TCP_ESTABLISHED or state == TCP_CLOSE_WAIT
+    if state == TCP_CLOSE:
+        if was:
+            mib_inc(&e.stats, MIB_TcpEstabResets)
+        sk_unhash(e, sk)
+        if sk.bind and not sk.userlocks & SOCK_BINDPORT_LOCK:
+            bind_put(e, sk)
+    if now_in and not was:
+        mib_inc(&e.stats, MIB_TcpCurrEstab)
+    elif was and not now_in:
+        mib_dec(&e.stats, MIB_TcpCurrEstab)
+    sk.state = state
+    ev = ev_push(e, EV_STATE, 0)
+    if ev != NULL:
+        ev.a = old
+        ev.b = state
+        ev.c = sk_handle(e, sk)
+        ev.flow = flow_t(sk.en.laddr, sk.en.faddr, sk_lport(sk), sk_fport(sk))
+
+
+# ---- queues ------------------------------------------------------------------------------------------------------------------
+cdef inline void sk_purge_send(engine_t* e, tcb_t* sk) noexcept nogil:
+    """Drop every send record and the ring. Counters of outstanding packets are the caller's matter (tcp_write_queue_purge)."""
+    cdef idx_t i = sk.sq_head
+    cdef idx_t nxt
+    cdef uint8_t* old = NULL
+    while i:
+        nxt = sr_at(e, i).next
+        pool_free(&e.srec, i)
+        i = nxt
+    sk.sq_head = 0
+    sk.sq_tail = 0
+    sk.send_head = 0
+    sk.ts_head = 0
+    sk.ts_tail = 0
+    sk.highest_sack = 0
+    sk.retrans_hint = 0
+    sk.lost_hint = 0
+    sk.wmem_queued = 0
+    ring_release(&sk.snd, &old)
+    garbage_put(e, old)
+
+
+cdef inline void sk_purge_recv(engine_t* e, tcb_t* sk) noexcept nogil:
+    cdef idx_t i = sk.rq_head
+    cdef idx_t nxt
+    cdef int k
+    cdef uint8_t* old = NULL
+    for k in range(2):
+        while i:
+            nxt = rr_at(e, i).next
+            pool_free(&e.rrec, i)
+            i = nxt
+        i = sk.ofo_head
+        sk.ofo_head = 0
+    sk.rq_head = 0
+    sk.rq_tail = 0
+    sk.ofo_head = 0
+    sk.ofo_tail = 0
+    sk.ooo_last = 0
+    sk.rmem_alloc = 0
+    ring_release(&sk.rcv, &old)
+    garbage_put(e, old)
+
+
+# ---- birth and death -----------------------------------------------------------------------------------------------------------
+cdef inline tcb_t* sk_alloc(engine_t* e) noexcept nogil:
+    """A socket with the defaults of tcp_init_sock, state CLOSE, or NULL if the pool is exhausted."""
+    cdef idx_t i = pool_alloc(&e.tcb)
+    cdef tcb_t* sk
+    if i == 0:
+        return NULL
+    sk = sk_at(e, i)
+    sk.idx = i
+    sk.state = TCP_CLOSE
+    sk.rcvbuf = <int> e.cfg.tcp_rmem_def
+    sk.sndbuf = <int> e.cfg.tcp_wmem_def
+    sk.rcvlowat = 1
+    sk.rcvtimeo = NS_NEVER
+    sk.sndtimeo = NS_NEVER
+    sk.max_pacing_rate = <uint64_t> -1
+    sk.pacing_rate = <uint64_t> -1
+    sk.pmtudisc = 0 if e.cfg.ip_no_pmtu_disc else 1      # IP_PMTUDISC_DONT / WANT
+    sk.rto = NS_PER_SEC
+    sk.rto_min = e.cfg.tcp_rto_min_us * 1000
+    sk.delack_max = 200000000
+    sk.rtt.mdev_us = 1000000
+    minmax_reset(&sk.rtt_min, <uint32_t> (e.now // 1000000), 0xffffffffUL)
+    sk.snd_cwnd = TCP_INIT_CWND
+    sk.app_limited = 0xffffffffUL
+    sk.rate_app_limited = 1
+    sk.snd_ssthresh = TCP_INFINITE_SSTHRESH
+    sk.snd_cwnd_clamp = 0xffffffffUL
+    sk.mss_cache = 536
+    sk.reordering = <uint32_t> e.cfg.tcp_reordering
+    sk.rack_reo_wnd_steps = 1
+    sk.scaling_ratio = 128
+    sk.cc = e.default_cc
+    e.n_sockets += 1
+    return sk
+
+
+cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
+    """Give everything back. The handle becomes stale; waiters see a wake-up and find EBADF."""
+    cdef idx_t i
+    cdef tcb_t* other
+    tcp_clear_xmit_timers(e, sk)
+    sk_unhash(e, sk)
+    bind_put(e, sk)
+    sk_purge_send(e, sk)
+    sk_purge_recv(e, sk)
+    while sk.waiters:
+        waiter_finish(e, sk.waiters, WT_WOKEN)
+    if sk.sflags & SF_IN_READY:
+        i = e.ready
+        if i == sk.idx:
+            e.ready = sk.ready_next
+        else:
+            other = sk_at(e, i)
+            while other.ready_next and other.ready_next != sk.idx:
+                other = sk_at(e, other.ready_next)
+            other.ready_next = sk.ready_next
+    if sk.fastopen_rsk:
+        pool_free(&e.ext, sk.fastopen_rsk)
+    if sk.fo_ext:
+        pool_free(&e.ext, sk.fo_ext)
+    if sk.saved_syn:
+        pool_free(&e.ext, sk.saved_syn)
+    while sk.errq_head:
+        i = ext_at(e, sk.errq_head).next
+        pool_free(&e.ext, sk.errq_head)
+        sk.errq_head = i
+    e.n_sockets -= 1
+    pool_free(&e.tcb, sk.idx)
+
+
+cdef inline void sk_orphan(engine_t* e, tcb_t* sk) noexcept nogil:
+    """The user is gone; the socket lives on until its protocol is done."""
+    if not sk.sflags & SF_DEAD:
+        sk.sflags |= SF_DEAD
+        e.n_orphans += 1
+
+
+cdef inline void sk_destroy(engine_t* e, tcb_t* sk) noexcept nogil:
+    """inet_csk_destroy_sock: the end of an orphan in CLOSE."""
+    if sk.sflags & SF_DEAD:
+        e.n_orphans -= 1
+    sk_free(e, sk)
+
+
+cdef inline void fastopen_remove(engine_t* e, tcb_t* sk, bint reset) noexcept nogil:
+    """reqsk_fastopen_remove: a Fast Open child leaves SYN_RECV and gives its queue slot back; one that was accepted and then
+    reset holds the slot for 60 s more (facts I12)."""
+    cdef idx_t x = sk.fastopen_rsk
+    cdef listener_t* l
+    cdef reqext_t* ext
+    if x == 0:
+        return
+    sk.fastopen_rsk = 0
+    if sk.fo_listener == 0:
+        pool_free(&e.ext, x)
+        return
+    l = lst_at(e, sk.fo_listener)
+    sk.fo_listener = 0
+    l.fo_qlen -= 1
+    if not reset or not l.listening or not sk.sflags & SF_ACCEPTED:
+        pool_free(&e.ext, x)
+        return
+    ext = ext_at(e, x)
+    ext.next = 0
+    ext.expires = e.now + 60 * NS_PER_SEC
+    if l.fo_rskq_tail:
+        ext_at(e, l.fo_rskq_tail).next = x
+    else:
+        l.fo_rskq_head = x
+    l.fo_rskq_tail = x
+    l.fo_rskq_n += 1
+    l.fo_qlen += 1
+
+
+cdef inline void tcp_done(engine_t* e, tcb_t* sk) noexcept nogil:
+    """The connection is over: CLOSE, timers off, users told; an orphan is freed (sk is invalid afterwards if SF_DEAD was set)."""
+    if sk.state == TCP_SYN_SENT or sk.state == TCP_SYN_RECV:
+        mib_inc(&e.stats, MIB_TcpAttemptFails)
+    sk_set_state(e, sk, TCP_CLOSE)
+    tcp_clear_xmit_timers(e, sk)
+    fastopen_remove(e, sk, False)
+    sk.shutdown = SHUTDOWN_MASK
+    if sk.sflags & SF_DEAD:
+        sk_destroy(e, sk)
+    else:
+        sk_state_change(e, sk)
