@@ -1,7 +1,10 @@
 # The one compiled unit. For now it only makes the core's leaf files compile together.
 
 cimport ustack.core.cksum as cksum
+cimport ustack.core.ehash as ehash
 cimport ustack.core.pool as pool
+cimport ustack.core.ring as ring
+cimport ustack.core.rtt as rtt
 cimport ustack.core.seqno as seqno
 cimport ustack.core.siphash as siphash
 cimport ustack.core.stats as stats
