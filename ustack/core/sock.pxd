@@ -26,7 +26,7 @@ from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, drop_inc, mib_dec, mib_inc,
 )
 from ustack.core.tcb cimport (
-    ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK,
+    ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK, SS_UNCONNECTED,
     TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, tcb_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
@@ -450,6 +450,7 @@ cdef inline tcb_t* sk_alloc(engine_t* e) noexcept nogil:
     sk.rack_reo_wnd_steps = 1
     sk.scaling_ratio = 128
     sk.cc = e.default_cc
+    sk.sock_state = SS_UNCONNECTED
     e.n_sockets += 1
     return sk
 
@@ -480,6 +481,8 @@ cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
         pool_free(&e.ext, sk.fo_ext)
     if sk.saved_syn:
         pool_free(&e.ext, sk.saved_syn)
+    if sk.fo_keys:
+        pool_free(&e.ext, sk.fo_keys)
     while sk.errq_head:
         i = ext_at(e, sk.errq_head).next
         pool_free(&e.ext, sk.errq_head)

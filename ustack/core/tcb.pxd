@@ -45,6 +45,18 @@ cdef enum:
     SF_HAS_FD = 0x100000        # a driver mirrors readiness on a file descriptor
     SF_NO_CHECK_TX = 0x200000
     SF_IN_ACCEPTQ = 0x400000
+    SF_NOSPACE = 0x800000       # someone found the send buffer full: sk_write_space must wake
+    SF_BROADCAST = 0x1000000
+    SF_DONTROUTE = 0x2000000
+    SF_DEBUG = 0x4000000
+    SF_RECVTOS = 0x8000000
+    SF_TIMESTAMP = 0x10000000   # SO_TIMESTAMP
+    SF_TIMESTAMPNS = 0x20000000
+    # tcb.sock_state: socket->state of Linux
+    SS_UNCONNECTED = 1
+    SS_CONNECTING = 2
+    SS_CONNECTED = 3
+    SS_DISCONNECTING = 4
     # tcb.nonagle
     TCP_NAGLE_OFF = 1           # TCP_NODELAY
     TCP_NAGLE_CORK = 2          # TCP_CORK
@@ -353,5 +365,11 @@ cdef struct tcb_t:
     ns_t rto_stamp
     uint32_t timeout_rehash
     uint32_t drops              # sk_drops
-    uint32_t reserved0
+    uint32_t fo_qlen_set        # TCP_FASTOPEN value, already clamped to somaxconn; listen() copies it to the listener
+    idx_t fo_keys               # TCP_FASTOPEN_KEY: ext record, fo_cookie = primary, saved_syn[:16] = backup if saved_syn_len
+    uint8_t sock_state          # SS_*
+    uint8_t thin_lto            # TCP_THIN_LINEAR_TIMEOUTS
+    uint8_t is_tfo_child
+    uint8_t ack_now_user        # TCP_QUICKACK was set to 1 by the user
+    uint32_t rto_max_ms         # TCP_RTO_MAX_MS, 0 = sysctl
     uint64_t ca_priv[CA_PRIV_WORDS]
