@@ -254,6 +254,21 @@ cdef inline void sk_error_report(engine_t* e, tcb_t* sk) noexcept nogil:
     sk_wake(e, sk, POLLERR)
 
 
+# ---- send buffer space: what send() tests and poll() reports ---------------------------------------------------------------------
+cdef inline bint sk_stream_memory_free(engine_t* e, tcb_t* sk, int wake) noexcept nogil:
+    """Below sndbuf and, shifted by wake, below the not-sent limit."""
+    cdef uint32_t lowat = sk.notsent_lowat if sk.notsent_lowat else <uint32_t> e.cfg.tcp_notsent_lowat
+    cdef uint64_t notsent = sk.write_seq - sk.snd_nxt
+    if <int64_t> sk.wmem_queued >= sk.sndbuf:
+        return False
+    return (notsent << wake) < lowat
+
+
+cdef inline bint sk_stream_is_writeable(engine_t* e, tcb_t* sk) noexcept nogil:
+    return (<int64_t> sk.sndbuf - <int64_t> sk.wmem_queued >= <int64_t> (sk.wmem_queued >> 1)
+            and sk_stream_memory_free(e, sk, 1))
+
+
 # ---- timers ------------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_reset_xmit_timer(engine_t* e, tcb_t* sk, uint8_t what, ns_t when) noexcept nogil:
     """Arm the retransmission timer for purpose `what` in `when` ns, at most tcp_rto_max."""
