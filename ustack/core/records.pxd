@@ -82,7 +82,7 @@ cdef struct tw_t:
     uint8_t substate            # TCP_TIME_WAIT or TCP_FIN_WAIT2
     uint8_t rcv_wscale
     uint8_t tos
-    uint8_t reuse               # bit 0 SO_REUSEADDR, bit 1 SO_REUSEPORT of the socket it came from
+    uint8_t reuse               # of the socket it came from: bit 0 SO_REUSEADDR, 1 SO_REUSEPORT, 2 port chosen by connect()
     uint32_t entry_stamp_ms     # tw_reuse delay
     uint32_t uid
 
@@ -103,6 +103,7 @@ cdef struct listener_t:
     uint32_t defer_accept       # rskq_defer_accept (D of facts D8), 0 = off
     ns_t last_overflow          # last cookie issue, -1 = never; shared in a reuseport group (then of the group's record)
     idx_t group                 # reuseport group record, 0 = none
+    uint8_t group_closed        # in the group as a closed member (tcp_migrate_req)
     uint32_t fo_max_qlen        # Fast Open
     int32_t fo_qlen
     idx_t fo_rskq_head          # RST-held Fast Open slots (FIFO of (expiry)), see fastopen.pxd
@@ -130,17 +131,17 @@ cdef struct group_t:            # SO_REUSEPORT group: members in order of listen
     uint32_t laddr
     uint16_t lport
     uint16_t n
+    uint16_t n_closed           # members that no longer listen and whose requests may migrate
     uint32_t uid
     ns_t last_overflow
     uint16_t members[GROUP_MAX]
 
 # ---- bind buckets ------------------------------------------------------------------------------------------------------------
 cdef struct bindb_t:            # one per port in use
-    idx_t hash_next
     uint16_t port
-    uint16_t pad
     ref_t owners                # KIND_TCB / KIND_TW, linked by their bind_next / bind_prev
     uint32_t n
+    uint32_t n_bound            # owners that did not get the port from connect()
 
 # ---- records of the data path ------------------------------------------------------------------------------------------------
 cdef enum:

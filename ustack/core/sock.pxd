@@ -26,7 +26,7 @@ from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, drop_inc, mib_dec, mib_inc,
 )
 from ustack.core.tcb cimport (
-    ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK, SS_UNCONNECTED,
+    ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK, SOCK_CONNECT_BIND, SS_UNCONNECTED,
     TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, tcb_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
@@ -324,9 +324,11 @@ cdef inline void bind_unlink_ref(engine_t* e, ref_t prev, ref_t nxt, bindb_t* b)
             tw_at(e, ref_idx(nxt)).bind_prev = prev
 
 
-cdef inline void bind_drop_owner(engine_t* e, idx_t bucket) noexcept nogil:
+cdef inline void bind_drop_owner(engine_t* e, idx_t bucket, bint by_connect) noexcept nogil:
     cdef bindb_t* b = <bindb_t*> pool_at(&e.bindb, bucket)
     b.n -= 1
+    if not by_connect:
+        b.n_bound -= 1
     if b.n == 0:
         e.bhash[b.port] = 0
         pool_free(&e.bindb, bucket)
@@ -341,7 +343,8 @@ cdef inline void bind_put(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.bind = 0
     sk.bind_next = 0
     sk.bind_prev = 0
-    bind_drop_owner(e, bucket)
+    bind_drop_owner(e, bucket, (sk.userlocks & SOCK_CONNECT_BIND) != 0)
+    sk.userlocks &= ~SOCK_CONNECT_BIND
 
 
 cdef inline void bind_put_tw(engine_t* e, tw_t* tw) noexcept nogil:
@@ -352,7 +355,7 @@ cdef inline void bind_put_tw(engine_t* e, tw_t* tw) noexcept nogil:
     tw.bind = 0
     tw.bind_next = 0
     tw.bind_prev = 0
-    bind_drop_owner(e, bucket)
+    bind_drop_owner(e, bucket, (tw.reuse & 4) != 0)
 
 
 # ---- states ------------------------------------------------------------------------------------------------------------------

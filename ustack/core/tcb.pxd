@@ -21,6 +21,7 @@ cdef enum:
     SOCK_RCVBUF_LOCK = 2
     SOCK_BINDADDR_LOCK = 4
     SOCK_BINDPORT_LOCK = 8
+    SOCK_CONNECT_BIND = 16      # connect() chose the port
     # tcb.sflags: SO_* booleans
     SF_REUSEADDR = 0x1
     SF_REUSEPORT = 0x2
