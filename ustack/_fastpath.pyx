@@ -1,5 +1,6 @@
 # The one compiled unit. For now it only makes the core's leaf files compile together.
 
+cimport ustack.core.bind as bind
 cimport ustack.core.cksum as cksum
 cimport ustack.core.ehash as ehash
 cimport ustack.core.pool as pool
