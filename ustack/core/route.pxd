@@ -1,0 +1,499 @@
+# Routes: where a packet goes, which of our addresses it leaves from, how large it may be (layer above sock).
+#
+# RFC 1122 3.3.1, RFC 1191; facts B9, B32, C7, N3, N24. One link. A FIB entry is a prefix with metrics (e.routes, 0 = metric not
+# set); the longest prefix wins, among equal ones the one entered last. An address brings its connected prefix as an entry of its own.
+# Every change bumps e.rt_gen; a socket caches the number of its entry and looks again when the generation differs (sk_route).
+# A learned path MTU is an exception of one destination beside the table (e.pmtu), with a life time.
+# Invariant: sk.rt is 0 (no route), entry + 1, or RT_LOCAL for an address of our own (loopback inside the stack).
+# Callers: everything that sends; ipin for the classification of what arrives; the border for changes.
+
+from libc.string cimport memset
+
+from ustack.core.pool cimport pool_alloc, pool_at, pool_free
+from ustack.core.seqno cimport u32_max, u32_min
+from ustack.core.state cimport (
+    MAX_ADDR, MAX_ROUTE, PMTU_HASH, RTF_BLACKHOLE, RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, RTF_NONE, RTF_PROHIBIT, RTF_UNICAST,
+    RTF_UNREACHABLE, addr_t, engine_t, pmtu_t, route_t,
+)
+from ustack.core.tcb cimport tcb_t
+from ustack.core.types cimport (
+    DROP_IP_INADDRERRORS, DROP_IP_INVALID_DEST, DROP_IP_INVALID_SOURCE, DROP_IP_LOCAL_SOURCE, E_ACCES, E_ADDRNOTAVAIL,
+    E_HOSTUNREACH, E_INVAL, E_NETUNREACH, E_NOBUFS, E_NOENT, NS_PER_SEC, idx_t, ns_t, uint8_t, uint16_t, uint32_t,
+)
+
+cdef enum:
+    RT_LOCAL = 0xffff
+    LOOPBACK_MTU = 65536
+    IPV4_MAX_PMTU = 65535
+    E_EXIST = 17
+    E_SRCH = 3
+    ROUTE_ADD = 1               # EEXIST if the prefix has an entry
+    ROUTE_CHANGE = 2            # replaces all metrics, ENOENT if there is none
+    ROUTE_REPLACE = 3
+    ROUTE_DEL = 4
+    PMTU_DEPTH = 5              # exceptions of one hash chain; the oldest makes room
+    IP_PMTUDISC_DONT = 0
+    IP_PMTUDISC_WANT = 1
+    IP_PMTUDISC_DO = 2
+    IP_PMTUDISC_PROBE = 3
+    IP_PMTUDISC_INTERFACE = 4
+    IP_PMTUDISC_OMIT = 5
+    RTAX_FEATURE_ECN = 1
+
+cdef struct route_result_t:
+    int type                    # RTF_*
+    uint16_t rt                 # as tcb.rt
+    uint8_t mtu_locked
+    uint32_t src                # source address: the one asked for, else the entry's, else our first
+    uint32_t mtu
+    uint32_t advmss
+    const route_t* entry        # metrics; NULL for a local destination
+
+
+cdef inline uint32_t plen_mask(uint32_t plen) noexcept nogil:
+    return <uint32_t>(0xffffffffULL << (32 - plen)) if plen != 0 else 0
+
+
+cdef inline bint ipv4_is_multicast(uint32_t a) noexcept nogil:
+    return a >> 28 == 14
+
+
+cdef inline bint ipv4_is_lbcast(uint32_t a) noexcept nogil:
+    return a == <uint32_t>0xffffffffULL
+
+
+cdef inline bint ipv4_is_loopback(uint32_t a) noexcept nogil:
+    return a >> 24 == 127
+
+
+cdef inline bint is_own_address(engine_t* e, uint32_t addr) noexcept nogil:
+    # An address configured on the link (127/8 is not).
+    cdef uint32_t i
+    for i in range(e.n_addrs):
+        if addr == e.addrs[i].addr:
+            return True
+        if e.addrs[i].any_of and (addr ^ e.addrs[i].addr) & plen_mask(e.addrs[i].plen) == 0:
+            return True
+    return False
+
+
+cdef inline bint is_local(engine_t* e, uint32_t addr) noexcept nogil:
+    return is_own_address(e, addr) or ipv4_is_loopback(addr)
+
+
+cdef inline bint is_broadcast(engine_t* e, uint32_t addr) noexcept nogil:
+    # 255.255.255.255 or the all-ones host of a connected subnet. The all-zeros host is none (facts N3).
+    cdef uint32_t i
+    cdef uint32_t mask
+    if ipv4_is_lbcast(addr):
+        return True
+    for i in range(e.n_addrs):
+        if e.addrs[i].plen < 31 and not e.addrs[i].any_of:
+            mask = plen_mask(e.addrs[i].plen)
+            if addr == (e.addrs[i].addr | ~mask):
+                return True
+    return False
+
+
+cdef inline int inet_addr_type(engine_t* e, uint32_t addr) noexcept nogil:
+    # What an address is to us, as bind() and the input path ask: RTF_LOCAL, _BROADCAST, _MULTICAST or _UNICAST.
+    if ipv4_is_multicast(addr):
+        return RTF_MULTICAST
+    if addr == 0 or is_broadcast(e, addr):
+        return RTF_BROADCAST
+    if is_local(e, addr):
+        return RTF_LOCAL
+    return RTF_UNICAST
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------------------
+cdef inline route_t* fib_find(engine_t* e, uint32_t dst, uint32_t plen) noexcept nogil:
+    # The entry of exactly this prefix.
+    cdef uint32_t i
+    for i in range(e.n_routes):
+        if e.routes[i].used and e.routes[i].plen == plen and e.routes[i].dst == dst:
+            return &e.routes[i]
+    return NULL
+
+
+cdef inline route_t* fib_lookup(engine_t* e, uint32_t dst) noexcept nogil:
+    # Longest prefix; NULL if none covers dst.
+    cdef uint32_t i
+    cdef route_t* r
+    cdef route_t* best = NULL
+    for i in range(e.n_routes):
+        r = &e.routes[i]
+        if r.used and (dst ^ r.dst) & plen_mask(r.plen) == 0 and (best == NULL or r.plen > best.plen):
+            best = r
+    return best
+
+
+cdef inline route_t* fib_new(engine_t* e) noexcept nogil:
+    cdef uint32_t i
+    for i in range(e.n_routes):
+        if not e.routes[i].used:
+            return &e.routes[i]
+    if e.n_routes == MAX_ROUTE:
+        return NULL
+    e.n_routes += 1
+    return &e.routes[e.n_routes - 1]
+
+
+cdef inline int route_change(engine_t* e, const route_t* r, int op) noexcept nogil:
+    # One `ip route` command: ROUTE_*. The caller fills dst, plen, type and the metrics it names; all others become unset.
+    cdef uint32_t dst = r.dst & plen_mask(r.plen)
+    cdef route_t* have
+    if r.plen > 32:
+        return -E_INVAL
+    have = fib_find(e, dst, r.plen)
+    if op == ROUTE_ADD and have != NULL:
+        return -E_EXIST
+    if op == ROUTE_CHANGE and have == NULL:
+        return -E_NOENT
+    if op == ROUTE_DEL and have == NULL:
+        return -E_SRCH
+    e.rt_gen += 1
+    if op == ROUTE_DEL:
+        memset(have, 0, sizeof(route_t))
+        return 0
+    if have == NULL:
+        have = fib_new(e)
+        if have == NULL:
+            return -E_NOBUFS
+    have[0] = r[0]
+    have.dst = dst
+    have.used = 1
+    if have.type == 0:
+        have.type = RTF_UNICAST
+    return 0
+
+
+cdef inline void route_default(engine_t* e, bint on) noexcept nogil:
+    # A default route out of the link, without metrics: every unicast destination is reachable.
+    cdef route_t r
+    memset(&r, 0, sizeof(route_t))
+    r.type = RTF_UNICAST
+    route_change(e, &r, ROUTE_REPLACE if on else ROUTE_DEL)
+
+
+cdef inline void route_connect_(engine_t* e, const addr_t* a) noexcept nogil:
+    # The connected prefix of an address, if it has none yet.
+    cdef route_t r
+    if a.plen == 32 or fib_find(e, a.addr & plen_mask(a.plen), a.plen) != NULL:
+        return
+    memset(&r, 0, sizeof(route_t))
+    r.dst = a.addr & plen_mask(a.plen)
+    r.plen = a.plen
+    r.type = RTF_UNICAST
+    r.src = a.addr
+    route_change(e, &r, ROUTE_ADD)
+
+
+cdef inline int addr_add(engine_t* e, uint32_t addr, uint8_t plen, bint any_of) noexcept nogil:
+    cdef uint32_t i
+    cdef addr_t* a
+    if plen > 32 or addr == 0 or ipv4_is_multicast(addr) or ipv4_is_lbcast(addr):
+        return -E_INVAL
+    for i in range(e.n_addrs):
+        if e.addrs[i].addr == addr and e.addrs[i].plen == plen:
+            return -E_EXIST
+    if e.n_addrs == MAX_ADDR:
+        return -E_NOBUFS
+    a = &e.addrs[e.n_addrs]
+    a.addr = addr
+    a.plen = plen
+    a.any_of = any_of
+    e.n_addrs += 1
+    e.rt_gen += 1
+    route_connect_(e, a)
+    return 0
+
+
+cdef inline int addr_del(engine_t* e, uint32_t addr, uint8_t plen) noexcept nogil:
+    # Takes the address and its connected prefix away; another address of the same prefix takes the prefix over.
+    cdef uint32_t i
+    cdef uint32_t at = MAX_ADDR
+    cdef route_t* r
+    for i in range(e.n_addrs):
+        if e.addrs[i].addr == addr and e.addrs[i].plen == plen:
+            at = i
+    if at == MAX_ADDR:
+        return -E_ADDRNOTAVAIL
+    for i in range(at + 1, e.n_addrs):
+        e.addrs[i - 1] = e.addrs[i]
+    e.n_addrs -= 1
+    e.rt_gen += 1
+    r = fib_find(e, addr & plen_mask(plen), plen)
+    if r != NULL and r.src == addr:
+        memset(r, 0, sizeof(route_t))
+    for i in range(e.n_addrs):
+        route_connect_(e, &e.addrs[i])
+    return 0
+
+
+# ---- learned path MTU --------------------------------------------------------------------------------------------------------
+cdef inline uint32_t pmtu_slot_(uint32_t dst) noexcept nogil:
+    return (dst * <uint32_t>0x9e3779b1ULL) >> 24
+
+
+cdef inline pmtu_t* pmtu_find(engine_t* e, uint32_t dst) noexcept nogil:
+    # The live exception of a destination, or NULL.
+    cdef idx_t i
+    cdef pmtu_t* p
+    if e.pmtu.used == 0:
+        return NULL
+    i = e.pmtu_hash[pmtu_slot_(dst)]
+    while i != 0:
+        p = <pmtu_t*>pool_at(&e.pmtu, i)
+        if p.dst == dst:
+            return p if e.now < p.expires else NULL
+        i = p.next
+    return NULL
+
+
+cdef inline pmtu_t* pmtu_make_(engine_t* e, uint32_t dst) noexcept nogil:
+    # The record of a destination, new or old. A chain is kept short by taking over its oldest record.
+    cdef idx_t* link = &e.pmtu_hash[pmtu_slot_(dst)]
+    cdef idx_t i = link[0]
+    cdef pmtu_t* p
+    cdef pmtu_t* oldest = NULL
+    cdef uint32_t depth = 0
+    while i != 0:
+        p = <pmtu_t*>pool_at(&e.pmtu, i)
+        if p.dst == dst:
+            return p
+        if oldest == NULL or p.expires < oldest.expires:
+            oldest = p
+        depth += 1
+        i = p.next
+    if depth <= PMTU_DEPTH:
+        i = pool_alloc(&e.pmtu)
+        if i != 0:
+            p = <pmtu_t*>pool_at(&e.pmtu, i)
+            p.next = link[0]
+            p.dst = dst
+            link[0] = i
+            return p
+    if oldest != NULL:
+        oldest.dst = dst
+        oldest.mtu = 0
+        oldest.locked = 0
+        oldest.expires = 0
+    return oldest
+
+
+cdef inline void pmtu_flush(engine_t* e) noexcept nogil:
+    # `ip route flush cache`
+    cdef uint32_t h
+    cdef idx_t i
+    cdef idx_t next
+    for h in range(PMTU_HASH):
+        i = e.pmtu_hash[h]
+        while i != 0:
+            next = (<pmtu_t*>pool_at(&e.pmtu, i)).next
+            pool_free(&e.pmtu, i)
+            i = next
+        e.pmtu_hash[h] = 0
+    e.rt_gen += 1
+
+
+cdef inline uint32_t entry_mtu_(engine_t* e, const route_t* r, uint32_t dst, bint* locked) noexcept nogil:
+    # Effective MTU towards dst: exception, else the entry's metric, else the link's.
+    cdef pmtu_t* p
+    locked[0] = r != NULL and r.mtu_lock
+    if r == NULL:
+        return LOOPBACK_MTU
+    p = pmtu_find(e, dst)
+    if p != NULL:
+        locked[0] = locked[0] or p.locked
+        return u32_min(p.mtu, IPV4_MAX_PMTU)
+    if r.mtu != 0:
+        return u32_min(r.mtu, IPV4_MAX_PMTU)
+    return u32_min(e.mtu, IPV4_MAX_PMTU)
+
+
+cdef inline void pmtu_update(engine_t* e, uint32_t dst, uint32_t mtu) noexcept nogil:
+    # Somebody says that dst takes packets of at most mtu bytes (facts N24). Never raises; below min_pmtu the value is not
+    # believed: min_pmtu then, and DF is given up ("lock").
+    cdef bint locked
+    cdef const route_t* r = fib_lookup(e, dst)
+    cdef uint32_t old
+    cdef bint lock = False
+    cdef pmtu_t* p
+    cdef ns_t life = <ns_t>e.cfg.route_mtu_expires * NS_PER_SEC
+    if r == NULL or is_local(e, dst):
+        return
+    old = entry_mtu_(e, r, dst, &locked)
+    if locked or old < mtu:
+        return
+    if mtu < e.cfg.route_min_pmtu:
+        lock = True
+        mtu = u32_min(old, <uint32_t>e.cfg.route_min_pmtu)
+    p = pmtu_find(e, dst)
+    if p != NULL and p.mtu == mtu and not lock and e.now < p.expires - life / 2:
+        return
+    p = pmtu_make_(e, dst)
+    if p == NULL:
+        return
+    p.mtu = mtu
+    p.locked = lock
+    p.expires = e.now + life
+
+
+cdef inline void link_set_mtu(engine_t* e, uint32_t mtu) noexcept nogil:
+    # The link's MTU changed: exceptions that followed the old value, or exceed the new one, follow.
+    cdef uint32_t h
+    cdef idx_t i
+    cdef pmtu_t* p
+    for h in range(PMTU_HASH):
+        i = e.pmtu_hash[h]
+        while i != 0:
+            p = <pmtu_t*>pool_at(&e.pmtu, i)
+            if p.locked:
+                if mtu <= p.mtu:
+                    p.mtu = mtu
+                    p.locked = 0
+            elif mtu < p.mtu or p.mtu == e.mtu:
+                p.mtu = mtu
+            i = p.next
+    e.mtu = mtu
+    e.rt_gen += 1
+
+
+# ---- output ------------------------------------------------------------------------------------------------------------------
+cdef inline uint32_t route_advmss(engine_t* e, const route_t* r, uint32_t mtu) noexcept nogil:
+    # MSS to announce (facts C7): the metric, else what fits into the MTU, at least min_adv_mss.
+    if r != NULL and r.advmss != 0:
+        return r.advmss
+    mtu = mtu - 40 if mtu > 40 else 0
+    return u32_min(u32_max(mtu, <uint32_t>e.cfg.route_min_adv_mss), IPV4_MAX_PMTU - 40)
+
+
+cdef inline uint32_t first_address(engine_t* e) noexcept nogil:
+    return e.addrs[0].addr if e.n_addrs != 0 else 0
+
+
+cdef inline int route_find_(engine_t* e, uint32_t daddr, uint16_t* rt) noexcept nogil:
+    # The entry for a destination of ours, as tcb.rt; 0 or -errno.
+    cdef const route_t* r
+    rt[0] = 0
+    if is_local(e, daddr):
+        rt[0] = RT_LOCAL
+        return 0
+    r = fib_lookup(e, daddr)
+    if r == NULL:
+        return -E_NETUNREACH
+    if r.type == RTF_UNREACHABLE:
+        return -E_HOSTUNREACH
+    if r.type == RTF_PROHIBIT:
+        return -E_ACCES
+    if r.type == RTF_BLACKHOLE:
+        return -E_INVAL
+    rt[0] = <uint16_t>(r - &e.routes[0] + 1)
+    return 0
+
+
+cdef inline const route_t* rt_entry(engine_t* e, uint16_t rt) noexcept nogil:
+    # Metrics behind a tcb.rt; NULL for none and for loopback.
+    return &e.routes[rt - 1] if rt != 0 and rt != RT_LOCAL else NULL
+
+
+cdef inline int route_lookup(engine_t* e, uint32_t saddr, uint32_t daddr, route_result_t* out) noexcept nogil:
+    # Route of a packet to be sent; saddr 0 = choose one. 0 or -errno, out is filled in both cases.
+    cdef bint locked
+    cdef int rc
+    memset(out, 0, sizeof(route_result_t))
+    out.type = RTF_NONE
+    rc = route_find_(e, daddr, &out.rt)
+    if rc != 0:
+        return rc
+    out.entry = rt_entry(e, out.rt)
+    out.type = inet_addr_type(e, daddr)
+    out.mtu = entry_mtu_(e, out.entry, daddr, &locked)
+    out.mtu_locked = locked
+    out.advmss = route_advmss(e, out.entry, out.mtu)
+    if saddr != 0:
+        out.src = saddr
+    elif out.rt == RT_LOCAL:
+        out.src = daddr
+    elif out.entry.src != 0:
+        out.src = out.entry.src
+    else:
+        out.src = first_address(e)
+    return 0
+
+
+cdef inline int sk_route(engine_t* e, tcb_t* sk) noexcept nogil:
+    # Makes sk.rt current. 0 or -errno (then sk.rt is 0 and the search is repeated at the next call).
+    cdef int rc
+    if sk.rt_gen == e.rt_gen and sk.rt != 0:
+        return 0
+    rc = route_find_(e, sk.en.faddr, &sk.rt)
+    sk.rt_gen = e.rt_gen
+    return rc
+
+
+cdef inline const route_t* sk_rt(engine_t* e, tcb_t* sk) noexcept nogil:
+    # The metrics of the socket's route as last looked up; NULL = none (no route, loopback).
+    return rt_entry(e, sk.rt)
+
+
+cdef inline uint32_t route_mtu(engine_t* e, tcb_t* sk) noexcept nogil:
+    # dst_mtu(): what fits now, exceptions and their expiry included. Keeps sk.pmtu_locked true to it.
+    cdef bint locked
+    cdef uint32_t mtu = entry_mtu_(e, rt_entry(e, sk.rt), sk.en.faddr, &locked)
+    sk.pmtu_locked = locked
+    return mtu
+
+
+cdef inline uint32_t sk_advmss(engine_t* e, tcb_t* sk) noexcept nogil:
+    return route_advmss(e, sk_rt(e, sk), route_mtu(e, sk))
+
+
+cdef inline bint sk_dont_fragment(engine_t* e, tcb_t* sk) noexcept nogil:
+    # Does the socket set DF?
+    if sk.pmtudisc == IP_PMTUDISC_DO:
+        return True
+    if sk.pmtudisc != IP_PMTUDISC_WANT:
+        return False
+    route_mtu(e, sk)
+    return not sk.pmtu_locked
+
+
+# ---- input -------------------------------------------------------------------------------------------------------------------
+cdef inline int route_input(engine_t* e, uint32_t src, uint32_t dst, int* type) noexcept nogil:
+    # What an arriving packet is to us (facts N3, B32). 0 and *type = RTF_LOCAL, _BROADCAST or _MULTICAST; else the reason to drop
+    # it. Only DROP_IP_INADDRERRORS has a counter, which the caller bumps. rp_filter is off.
+    type[0] = RTF_NONE
+    if ipv4_is_multicast(dst):
+        if ipv4_is_multicast(src) or ipv4_is_lbcast(src) or ipv4_is_loopback(src):
+            return DROP_IP_INVALID_SOURCE
+        if src == 0:
+            if dst >> 8 != 0xe00000:
+                return DROP_IP_INVALID_SOURCE
+        elif is_own_address(e, src):
+            return DROP_IP_LOCAL_SOURCE
+        if dst != <uint32_t>0xe0000001ULL:      # only all-hosts has a member here
+            return DROP_IP_INVALID_DEST
+        type[0] = RTF_MULTICAST
+        return 0
+    if ipv4_is_multicast(src) or ipv4_is_lbcast(src):
+        return DROP_IP_INVALID_SOURCE
+    if not ipv4_is_lbcast(dst) and (src != 0 or dst != 0):
+        if src == 0:
+            return DROP_IP_INVALID_SOURCE
+        if dst == 0 or ipv4_is_loopback(dst):
+            return DROP_IP_INVALID_DEST
+        if ipv4_is_loopback(src):
+            return DROP_IP_INVALID_SOURCE
+        if is_own_address(e, dst):
+            if is_own_address(e, src):
+                return DROP_IP_LOCAL_SOURCE
+            type[0] = RTF_LOCAL
+            return 0
+        if not is_broadcast(e, dst):
+            return DROP_IP_INADDRERRORS
+    if src != 0 and is_own_address(e, src):
+        return DROP_IP_LOCAL_SOURCE
+    type[0] = RTF_BROADCAST
+    return 0
