@@ -2,9 +2,15 @@
 
 cimport ustack.core.bind as bind
 cimport ustack.core.cksum as cksum
+cimport ustack.core.connect as connect
 cimport ustack.core.ehash as ehash
+cimport ustack.core.engine as engine
+cimport ustack.core.fastopen_client as fastopen_client
+cimport ustack.core.ipopt as ipopt
+cimport ustack.core.metrics as metrics
 cimport ustack.core.pool as pool
 cimport ustack.core.ring as ring
+cimport ustack.core.route as route
 cimport ustack.core.rtt as rtt
 cimport ustack.core.seqno as seqno
 cimport ustack.core.siphash as siphash

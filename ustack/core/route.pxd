@@ -284,7 +284,7 @@ cdef inline pmtu_t* pmtu_make_(engine_t* e, uint32_t dst) noexcept nogil:
 
 cdef inline void pmtu_flush(engine_t* e) noexcept nogil:
     # `ip route flush cache`
-    cdef uint32_t h
+    cdef int h
     cdef idx_t i
     cdef idx_t next
     for h in range(PMTU_HASH):
@@ -342,7 +342,7 @@ cdef inline void pmtu_update(engine_t* e, uint32_t dst, uint32_t mtu) noexcept n
 
 cdef inline void link_set_mtu(engine_t* e, uint32_t mtu) noexcept nogil:
     # The link's MTU changed: exceptions that followed the old value, or exceed the new one, follow.
-    cdef uint32_t h
+    cdef int h
     cdef idx_t i
     cdef pmtu_t* p
     for h in range(PMTU_HASH):

@@ -24,6 +24,7 @@ cdef enum:
     PMTU_HASH = 256
     METRICS_HASH = 256
     FRAG_HASH = 64
+    PORT_PERTURB = 256
     RTF_LOCAL = 1               # route types, as the destination of a packet of ours or of an incoming one
     RTF_UNICAST = 2
     RTF_BROADCAST = 3
@@ -48,6 +49,7 @@ cdef struct route_t:            # one FIB entry with its metrics; 0 = not set
     uint8_t features            # bit 0 ecn, bit 1 tcp_usec_ts
     uint8_t fastopen_no_cookie
     uint8_t cc                  # CC_* + 1, 0 = none
+    uint8_t metric_lock         # TCPM_* of the metrics marked "lock" (metrics.pxd)
     uint32_t src                # preferred source
     uint32_t mtu
     uint32_t advmss
@@ -88,7 +90,7 @@ cdef struct metrics_t:          # tcp_metrics entry of one (source, destination)
     ns_t fo_last_syn_loss
     ns_t stamp
 
-cdef struct frag_t:             # one datagram in reassembly
+cdef struct frag_t:             # one datagram in reassembly; its bytes and runs lie in e.frag_area, see frag.pxd
     idx_t next
     uint32_t src
     uint32_t dst
@@ -96,17 +98,28 @@ cdef struct frag_t:             # one datagram in reassembly
     uint8_t proto
     uint8_t flags
     tnode_t timer
-    uint32_t total              # known length of the payload, 0 = last fragment not seen
+    uint32_t total              # end of the furthest fragment; the payload's length once the last one is in
     uint32_t have               # bytes present
-    uint32_t n                  # fragments in buf, as (offset, length) pairs in ranges
-    uint32_t cap
-    uint32_t ranges[256]        # pairs, sorted by offset
+    uint32_t n                  # runs, sorted by offset
+    uint32_t last_start         # start of the fragment with the highest offset
+    uint32_t rid                # fragments of this source seen when ours was last touched (max_dist)
     uint8_t hdr[60]             # IP header of the first fragment
     uint32_t hdr_len
+    uint32_t first_len          # payload of the first fragment
     uint8_t ecn
     uint32_t max_size           # largest fragment
+    uint32_t max_df_size        # largest one with DF
     uint32_t truesize
-    uint8_t* buf
+
+cdef struct ipopt_t:            # IP options of the packet in process, as the receiver has filled them in; see ipopt.pxd
+    uint8_t data[40]
+    uint8_t len                 # 0 = none
+    uint8_t rr                  # offset + 1 of the option in data, 0 = none
+    uint8_t ts
+    uint8_t srr
+    uint8_t rr_needaddr
+    uint8_t ts_needaddr
+    uint8_t ts_needtime
 
 cdef struct bucket_t:           # a token bucket of the ICMP limiter, per destination
     uint32_t dst
@@ -182,7 +195,12 @@ cdef struct engine_t:
     idx_t metrics_hash[METRICS_HASH]
     idx_t frag_hash[FRAG_HASH]
     uint32_t frag_mem
+    uint8_t* frag_area          # no-reserve mapping: payload and runs of each frag slot
+    uint32_t frag_rid[FRAG_HASH]    # fragments seen per source (hashed)
+    ipopt_t ipopt               # of the packet in process
     uint32_t port_offset        # ephemeral port search
+    uint32_t port_perturb[PORT_PERTURB]     # connect(): where the search for a port begins, per destination (hashed)
+    uint64_t key_port[2]        # ... and the key of that hash
     uint8_t reserved_ports[8192]
     # global accounting
     int64_t mem_pages           # tcp_mem in pages

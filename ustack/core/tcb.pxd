@@ -343,6 +343,7 @@ cdef struct tcb_t:
     uint8_t fastopen_no_cookie
     uint8_t defer_connect
     uint8_t fo_client_fail
+    uint8_t syn_fastopen_ch     # client: Fast Open again after a black hole: success clears the black-hole count
     idx_t fo_ext                # client: cookie to send (ext record)
     idx_t saved_syn             # ext record
     idx_t errq_head             # error queue (IP_RECVERR, timestamps): records of the ext pool
