@@ -1,4 +1,4 @@
-"""The test-only extension, or a skip that says how to get it. Unit tests import it as ``from .door import ct``."""
+"""The test-only extension, or a skip that says how to get it: ``from .door import ct``."""
 
 import pytest
 

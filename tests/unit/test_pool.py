@@ -1,4 +1,4 @@
-"""Pools: indices from 1, LIFO reuse, zeroed slots, stable addresses, generations that never match when stale."""
+"""Pools: indices from 1, LIFO reuse, zeroed slots, stable addresses, stale generations that never match."""
 
 import pytest
 from hypothesis import given

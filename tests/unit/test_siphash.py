@@ -1,4 +1,4 @@
-"""Keyed hashes against the published vectors and a model in Python; the generator against its reference output."""
+"""Keyed hashes against published vectors and a model in Python; the generator against reference output."""
 
 from collections import Counter
 
@@ -94,8 +94,9 @@ def test_flow_hash_is_siphash_1_3_folded(laddr, faddr, lport, fport, k0, k1):
 
 
 def test_flow_hash_spreads_neighbouring_flows():
-    buckets = Counter(ct.flow_hash(0xC0000201, 0xC6336400 + i % 64, 80, 1024 + i // 64, 1, 2) & 1023
-                      for i in range(65536))
+    buckets = Counter(
+        ct.flow_hash(0xC0000201, 0xC6336400 + i % 64, 80, 1024 + i // 64, 1, 2) & 1023 for i in range(65536)
+    )
     assert len(buckets) == 1024
     assert max(buckets.values()) < 64 + 6 * 8  # mean 64, standard deviation 8
 
@@ -119,7 +120,12 @@ def test_xoshiro_reference_output():
     r = ct.Prng(b"")
     r.set_state(1, 2, 3, 4)
     assert [r.u64() for _ in range(6)] == [
-        11520, 0, 1509978240, 1215971899390074240, 1216172134540287360, 607988272756665600,
+        11520,
+        0,
+        1509978240,
+        1215971899390074240,
+        1216172134540287360,
+        607988272756665600,
     ]
 
 

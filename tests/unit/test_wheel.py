@@ -40,8 +40,26 @@ class Model:
 
 timers = st.tuples(st.integers(1, 3), st.integers(1, 5))
 # Distances on every level of the wheel, with its tick and slot borders.
-scales = st.sampled_from([1, 100, US, TICK - 1, TICK, TICK + 1, 64 * TICK, 64 * TICK - 1, MS, 4096 * TICK, 200 * MS,
-                          SEC, 64**3 * TICK, 120 * SEC, DAY, 30 * DAY])
+scales = st.sampled_from(
+    [
+        1,
+        100,
+        US,
+        TICK - 1,
+        TICK,
+        TICK + 1,
+        64 * TICK,
+        64 * TICK - 1,
+        MS,
+        4096 * TICK,
+        200 * MS,
+        SEC,
+        64**3 * TICK,
+        120 * SEC,
+        DAY,
+        30 * DAY,
+    ]
+)
 distances = st.builds(lambda n, scale, off: n * scale + off, st.integers(-2, 70), scales, st.integers(-2, 2))
 starts = st.sampled_from([0, 1, TICK, 1_234_567_890_123, 64**4 * TICK - 1, 1 << 61])
 
@@ -149,7 +167,8 @@ def test_many_timers_in_a_long_seeded_run(seed):
         timer = (rnd.randint(1, 3), rnd.randint(1, n))
         what = rnd.random()
         if what < 0.55:
-            deadline = now + rnd.choice([rnd.randrange(spread), rnd.randrange(8) * spread // 8, -rnd.randrange(spread)])
+            ahead = [rnd.randrange(spread), rnd.randrange(8) * spread // 8, -rnd.randrange(spread)]
+            deadline = now + rnd.choice(ahead)
             wheel.arm(*timer, deadline)
             model.arm(timer, deadline)
         elif what < 0.75:
