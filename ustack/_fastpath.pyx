@@ -8,12 +8,15 @@ cimport ustack.core.engine as engine
 cimport ustack.core.fastopen_client as fastopen_client
 cimport ustack.core.ipopt as ipopt
 cimport ustack.core.metrics as metrics
+cimport ustack.core.ipout as ipout
 cimport ustack.core.pool as pool
 cimport ustack.core.ring as ring
 cimport ustack.core.route as route
 cimport ustack.core.rtt as rtt
+cimport ustack.core.sendq as sendq
 cimport ustack.core.seqno as seqno
 cimport ustack.core.siphash as siphash
 cimport ustack.core.stats as stats
+cimport ustack.core.tx as tx
 cimport ustack.core.wheel as wheel
 cimport ustack.core.wire as wire
