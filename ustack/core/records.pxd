@@ -50,10 +50,15 @@ cdef struct reqext_t:           # what few requests need; also the record of err
     uint8_t has_tos
     uint8_t saved_syn_len       # TCP_SAVE_SYN: IP + TCP headers
     uint8_t ipopt_len           # IP options to echo (facts C13)
+    uint8_t ipopt_time          # offset of a time in ipopt that each packet writes anew, 0 = none
     uint8_t ipopt[40]
     uint8_t saved_syn[120]
     uint32_t hook_rto_ms        # TIMEOUT_INIT hook, 0 = default
     uint32_t rcv_nxt            # Fast Open: risn + 1 + payload
+    uint32_t ts_recent          # Fast Open: TSval of the SYN
+    uint8_t num_timeout         # Fast Open: as in req_t
+    uint8_t num_retrans
+    ns_t synack_at              # Fast Open: first SYN-ACK sent
     uint8_t fo_cookie[16]       # cookie to send in the SYN-ACK
     uint8_t fo_len              # 0 = none
     uint8_t fo_exp
