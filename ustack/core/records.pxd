@@ -177,6 +177,7 @@ cdef struct srec_t:             # send record, Linux's skb in the write or retra
     uint32_t in_flight          # bytes or packets in flight at send (Linux tx.in_flight)
     uint8_t on_ts               # linked in the time list
     uint8_t app_limited
+    uint8_t rate_valid          # first_tx .. delivered_ce hold a snapshot that no sample has used up
     uint8_t tstamp_flags        # SO_TIMESTAMPING requests (bits: SCHED, SW, ACK)
     uint8_t sent                # in the retransmit queue
     uint32_t tskey

@@ -154,6 +154,7 @@ cdef struct engine_t:
     # configuration
     config_t cfg
     uint8_t default_cc          # tcp_congestion_control, CC_*
+    const void* cc_user         # cc_ops_t (cc.pxd) of CC_USER, NULL = none
     uint8_t strict              # parity mode: nothing that Linux would not show on the wire
     uint32_t mtu                # of the link
     uint32_t tso_max            # largest super-segment's payload + headers (65536), 0 = no TSO (ethtool tso off gso off)

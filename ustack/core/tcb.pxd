@@ -163,6 +163,7 @@ cdef struct tcb_t:
     uint8_t ext_hdr_len         # IP options
     uint8_t cc                  # CC_*
     uint8_t cc_user             # set by setsockopt or a route
+    uint8_t pacing_needed       # sk_pacing_status: asked for by bbr or SO_MAX_PACING_RATE
     # timers
     tnode_t tm_retrans
     tnode_t tm_delack
