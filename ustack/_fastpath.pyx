@@ -2,6 +2,7 @@
 
 cimport ustack.core.acceptq as acceptq
 cimport ustack.core.bind as bind
+cimport ustack.core.cc as cc
 cimport ustack.core.cksum as cksum
 cimport ustack.core.connect as connect
 cimport ustack.core.cookies as cookies
@@ -13,6 +14,7 @@ cimport ustack.core.metrics as metrics
 cimport ustack.core.ipout as ipout
 cimport ustack.core.paws as paws
 cimport ustack.core.pool as pool
+cimport ustack.core.rate as rate
 cimport ustack.core.ring as ring
 cimport ustack.core.route as route
 cimport ustack.core.rtt as rtt

@@ -15,9 +15,8 @@ from ustack.core.cc_cubic cimport (
     cubic_cong_avoid, cubic_cwnd_event, cubic_init, cubic_pkts_acked, cubic_set_state, cubic_ssthresh,
 )
 from ustack.core.cc_reno cimport reno_cong_avoid, reno_ssthresh, reno_undo_cwnd
-from ustack.core.cwnd cimport (
-    CA_EVENT_COMPLETE_CWR, CA_EVENT_CWND_RESTART, ack_sample_t, rate_sample_t, tcp_current_ssthresh, tcp_packets_in_flight,
-)
+from ustack.core.cwnd cimport CA_EVENT_COMPLETE_CWR, ack_sample_t, rate_sample_t
+from ustack.core.sendq cimport tcp_packets_in_flight
 from ustack.core.seqno cimport i32_max, i32_min, u32_max, u32_min
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
@@ -36,7 +35,6 @@ cdef struct cc_ops_t:
     void (*in_ack_event)(engine_t*, tcb_t*, uint32_t flags) noexcept nogil
     void (*pkts_acked)(engine_t*, tcb_t*, const ack_sample_t*) noexcept nogil
     uint32_t (*min_tso_segs)(engine_t*, tcb_t*) noexcept nogil
-    uint32_t (*sndbuf_expand)(engine_t*, tcb_t*) noexcept nogil
     void (*cong_control)(engine_t*, tcb_t*, uint32_t ack, uint32_t flag, const rate_sample_t*) noexcept nogil
     uint32_t (*undo_cwnd)(engine_t*, tcb_t*) noexcept nogil
 
@@ -209,15 +207,6 @@ cdef inline uint32_t cc_min_tso_segs(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).min_tso_segs != NULL:
         return cc_user_ops(e).min_tso_segs(e, sk)
     return <uint32_t> e.cfg.tcp_min_tso_segs
-
-
-cdef inline uint32_t cc_sndbuf_expand(engine_t* e, tcb_t* sk) noexcept nogil:
-    """Windows of data that the send buffer should hold."""
-    if sk.cc == CC_BBR:
-        return 3
-    if sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).sndbuf_expand != NULL:
-        return cc_user_ops(e).sndbuf_expand(e, sk)
-    return 2
 
 
 # ---- states and reductions -----------------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from libc.string cimport memset
 
 from ustack.core.types cimport NS_PER_MS, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ustack.core.cwnd cimport (
-    CA_EVENT_TX_START, rate_sample_t, tcp_hz, tcp_jiffies32, tcp_min_rtt, tcp_mstamp, tcp_packets_in_flight, tcp_stamp_us_delta, us_of,
+    CA_EVENT_TX_START, rate_sample_t, tcp_hz, tcp_jiffies32, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of,
 )
 from ustack.core.rtt cimport minmax_get, minmax_reset, minmax_running_max, minmax_t
+from ustack.core.sendq cimport tcp_packets_in_flight
 from ustack.core.seqno cimport after, before, i32_max, u32_max, u32_min, u64_min
 from ustack.core.siphash cimport prng_below
 from ustack.core.state cimport engine_t

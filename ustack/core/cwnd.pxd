@@ -1,7 +1,7 @@
-# The congestion window's vocabulary: packets in flight, slow start, growth, and what an ACK tells (layer: above tcb, below cc).
+# The congestion window's vocabulary: packets in flight, slow start, growth, and what an ACK tells (layer: above sendq, below cc).
 #
-# RFC 5681, 6675 (pipe), 7661 (is the window the limit?). Linux counterparts: tcp_packets_in_flight, tcp_slow_start,
-# tcp_cong_avoid_ai, tcp_is_cwnd_limited, tcp_current_ssthresh, struct rate_sample. Nothing here dispatches to a congestion control;
+# RFC 5681, 6675 (pipe), 7661 (is the window the limit?). Linux counterparts: tcp_slow_start, tcp_cong_avoid_ai,
+# tcp_is_cwnd_limited, tcp_current_ssthresh, struct rate_sample. Nothing here dispatches to a congestion control;
 # every module of them and the recovery code use it. Windows count packets of mss_cache.
 
 from ustack.core.types cimport int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t
@@ -73,25 +73,8 @@ cdef inline uint32_t tcp_stamp_us_delta(uint64_t t1, uint64_t t0) noexcept nogil
 
 
 # ---- packets ----------------------------------------------------------------------------------------------------------------
-cdef inline bint tcp_is_sack(tcb_t* sk) noexcept nogil:
-    return sk.sack_ok != 0
-
-
-cdef inline bint tcp_is_reno(tcb_t* sk) noexcept nogil:
+cdef inline bint tcp_is_reno(const tcb_t* sk) noexcept nogil:
     return sk.sack_ok == 0
-
-
-cdef inline uint32_t tcp_left_out(tcb_t* sk) noexcept nogil:
-    return sk.sacked_out + sk.lost_out
-
-
-cdef inline uint32_t tcp_packets_in_flight(tcb_t* sk) noexcept nogil:
-    """RFC 6675's pipe in packets."""
-    return sk.packets_out - tcp_left_out(sk) + sk.retrans_out
-
-
-cdef inline uint32_t tcp_wnd_end(tcb_t* sk) noexcept nogil:
-    return sk.snd_una + sk.snd_wnd
 
 
 cdef inline uint32_t tcp_min_rtt(tcb_t* sk) noexcept nogil:

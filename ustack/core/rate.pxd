@@ -6,8 +6,9 @@
 # tcp_rate_skb_sent is called by output for each (re)transmission, before packets_out is raised; the rest by ack and sack.
 
 from ustack.core.types cimport uint32_t, uint64_t
-from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt, tcp_mstamp, tcp_packets_in_flight, tcp_stamp_us_delta, us_of
+from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of
 from ustack.core.records cimport SR_EVER_RETRANS, SR_REPAIRED, SR_RETRANS, SR_SACKED, srec_t
+from ustack.core.sendq cimport tcp_packets_in_flight
 from ustack.core.seqno cimport after
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t

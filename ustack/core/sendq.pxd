@@ -333,6 +333,7 @@ cdef inline idx_t sq_split(engine_t* e, tcb_t* sk, idx_t i, uint32_t n, uint32_t
     b.delivered_ce = r.delivered_ce
     b.in_flight = r.in_flight
     b.app_limited = r.app_limited
+    b.rate_valid = r.rate_valid
     b.sent = r.sent
     sr_split_tstamp(r, b)
     tcp_set_tso_segs(r, mss)

@@ -208,6 +208,8 @@ cdef inline int set_sol_socket(engine_t* e, tcb_t* sk, int name, const uint8_t* 
             memcpy(&rate, val, 8)
         elif rate == 0xffffffffUL:
             rate = <uint64_t> -1
+        if rate != <uint64_t> -1:
+            sk.pacing_needed = 1
         sk.max_pacing_rate = rate
         if sk.pacing_rate > rate:
             sk.pacing_rate = rate
