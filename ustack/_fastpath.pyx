@@ -14,13 +14,17 @@ cimport ustack.core.metrics as metrics
 cimport ustack.core.ipout as ipout
 cimport ustack.core.paws as paws
 cimport ustack.core.pool as pool
+cimport ustack.core.ofotree as ofotree
 cimport ustack.core.rate as rate
+cimport ustack.core.rcvq as rcvq
+cimport ustack.core.rcvwin as rcvwin
 cimport ustack.core.ring as ring
 cimport ustack.core.route as route
 cimport ustack.core.rtt as rtt
 cimport ustack.core.sendq as sendq
 cimport ustack.core.seqno as seqno
 cimport ustack.core.siphash as siphash
+cimport ustack.core.skmem as skmem
 cimport ustack.core.stats as stats
 cimport ustack.core.tx as tx
 cimport ustack.core.timewait as timewait

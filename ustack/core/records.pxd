@@ -191,7 +191,10 @@ cdef struct rrec_t:             # receive record, Linux's skb in the receive or 
     int32_t truesize
     uint32_t room               # bytes that may still merge into it at no cost
     uint8_t fin
-    uint8_t pad[3]
+    uint8_t frags               # page fragments of a frame too large for a linear buffer
+    uint8_t pad[2]
+    idx_t left                  # out-of-order tree (ofotree.pxd)
+    idx_t right
     ns_t tstamp                 # arrival, for SO_TIMESTAMPING
 
 # ---- blocked calls -----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from ustack.core.records cimport (
 )
 from ustack.core.ring cimport ring_release
 from ustack.core.rtt cimport minmax_reset
+from ustack.core.skmem cimport sk_mem_uncharge
 from ustack.core.state cimport EV_STATE, engine_t, event_t, metrics_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, drop_inc, mib_dec, mib_inc,
@@ -429,7 +430,8 @@ cdef inline void sk_purge_recv(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.rq_tail = 0
     sk.ofo_head = 0
     sk.ofo_tail = 0
-    sk.ooo_last = 0
+    sk.ofo_root = 0
+    sk_mem_uncharge(e, sk, sk.rmem_alloc)
     sk.rmem_alloc = 0
     ring_release(&sk.rcv, &old)
     garbage_put(e, old)

@@ -205,6 +205,7 @@ cdef struct engine_t:
     uint8_t reserved_ports[8192]
     # global accounting
     int64_t mem_pages           # tcp_mem in pages
+    uint8_t mem_pressure        # above tcp_mem's second value, until below the first
     uint32_t n_orphans
     uint32_t n_tw
     uint32_t n_sockets

@@ -31,7 +31,7 @@ cdef enum:
     SF_FREEBIND = 0x20
     SF_RECVERR = 0x40
     SF_DEAD = 0x80              # orphan: no user handle any more
-    SF_DONE = 0x100             # already counted out (tcp_done ran)
+    SF_DONE = 0x100             # the peer's FIN has been received (Linux's SOCK_DONE)
     SF_ACCEPTED = 0x200         # has left the accept queue (or never was in one)
     SF_CONNECTING = 0x400       # connect() begun, result not yet reported
     SF_IN_EHASH = 0x800
@@ -202,7 +202,7 @@ cdef struct tcb_t:
     idx_t rq_tail
     idx_t ofo_head              # out of order, by sequence
     idx_t ofo_tail
-    idx_t ooo_last              # last inserted
+    idx_t ofo_root              # search tree over the out-of-order list (ofotree.pxd)
     int32_t rmem_alloc          # truesize of both queues
     uint32_t rcv_ring_span_end  # highest seq + 1 held in the ring
     uint32_t irs
@@ -211,6 +211,8 @@ cdef struct tcb_t:
     uint32_t rcv_wup
     uint32_t rcv_wnd
     uint32_t rcv_mwnd_seq       # shrink_window bookkeeping
+    uint32_t pred_flags         # header prediction: doff, flags and raw window of the expected segment, 0 = off (rcvwin.pxd)
+    int32_t fwd_alloc           # bytes reserved and not charged (skmem.pxd)
     uint32_t window_clamp
     uint32_t rcv_ssthresh
     uint32_t advmss
@@ -316,6 +318,7 @@ cdef struct tcb_t:
     uint32_t rcvrtt_us
     uint32_t rcvrtt_seq
     ns_t rcvrtt_time
+    uint32_t rcvrtt_last_tsecr  # one sample per echoed timestamp
     uint32_t rcvq_space
     uint32_t rcvq_seq
     ns_t rcvq_time
