@@ -418,7 +418,7 @@ cdef inline int get_sol_ip(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint3
 # ---- SOL_TCP -----------------------------------------------------------------------------------------------------------------------
 cdef inline int set_quickack(engine_t* e, tcb_t* sk, int32_t v) noexcept nogil:
     if v == 0:
-        sk.ack_pingpong = 3 if e.cfg.tcp_pingpong_thresh < 3 else <uint8_t> e.cfg.tcp_pingpong_thresh
+        sk.ack_pingpong = <uint8_t> e.cfg.tcp_pingpong_thresh
         return 0
     sk.ack_pingpong = 0
     if (sk.state == TCP_ESTABLISHED or sk.state == TCP_CLOSE_WAIT) and sk.ack_pending & ICSK_ACK_SCHED:
