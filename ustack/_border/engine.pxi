@@ -1,0 +1,488 @@
+# class Engine: the sans-I/O engine and the user's operations on integer handles. Included by _fastpath.pyx.
+
+cdef enum:
+    MAX_OPT = 4096              # largest option value copied
+
+
+cdef object py_flow(uint32_t laddr, uint16_t lport, uint32_t faddr, uint16_t fport):
+    return (dotted(laddr), lport, dotted(faddr), fport)
+
+
+cdef str dotted(uint32_t a):
+    return f"{a >> 24}.{(a >> 16) & 255}.{(a >> 8) & 255}.{a & 255}"
+
+
+cdef uint32_t undotted(object text) except? 0:
+    """A host-order address from "a.b.c.d", an int, or "" (any)."""
+    cdef list parts
+    cdef uint32_t a = 0
+    cdef long v
+    if isinstance(text, int):
+        return <uint32_t> text
+    if text == "" or text is None:
+        return 0
+    parts = str(text).split(".")
+    if len(parts) != 4:
+        raise failure(E_INVAL, f"{text!r} is not an IPv4 address: write it as a.b.c.d")
+    for part in parts:
+        if not part.isdigit() or int(part) > 255:
+            raise failure(E_INVAL, f"{text!r} is not an IPv4 address: write it as a.b.c.d")
+        v = int(part)
+        a = (a << 8) | <uint32_t> v
+    return a
+
+
+def add_address(Engine engine not None, text):
+    """Make "a.b.c.d/len" ours; host bits all zero with len < 32: every address of the prefix."""
+    host, _, length = str(text).partition("/")
+    cdef uint32_t a = undotted(host)
+    if length and not (length.isdigit() and int(length) <= 32):
+        raise failure(E_INVAL, f"{text!r}: the prefix length is a number from 0 to 32")
+    cdef int plen = int(length) if length else 32
+    whole = plen < 32 and a & ((1 << (32 - plen)) - 1) == 0
+    change_address(engine, "add", a, plen, whole)
+
+
+cdef bytes seed_bytes(object seed):
+    if seed is None:
+        return b"ustack"
+    if isinstance(seed, int):
+        return b"int:" + str(seed).encode()
+    return bytes(seed)
+
+
+cdef class Engine:
+    """One stack without any I/O: packets, times and calls in, packets and results out.
+
+    Times are integer nanoseconds of a monotonic clock of the caller's choice and never go back. Addresses: "a.b.c.d/len" is that host in
+    that prefix, "a.b.c.0/len" (host bits zero, len < 32) makes every address of the prefix ours; several in a list. All randomness comes
+    from seed. Handles are integers (index and generation); a stale one raises OSError(EBADF). Every call may be made from several threads.
+    """
+
+    cdef engine_t* e
+    cdef shared_t s
+
+    def __cinit__(self, address, *, sysctl=None, seed=None, wall_offset_ns=0, now=0, ehash_entries=0, mtu=1500,
+                  cookie_phase_ns=0, default_route=True, limits=None):
+        cdef engine_params_t p
+        cdef int err
+        cdef bytes key = seed_bytes(seed)
+        memset(&p, 0, sizeof(p))
+        memset(&self.s, 0, sizeof(self.s))
+        self.s.wake_fd = -1
+        if not 68 <= mtu <= 65535:
+            raise failure(E_INVAL, f"mtu {mtu} is not between 68 and 65535")
+        p.seed = <const uint8_t*> PyBytes_AS_STRING(key)
+        p.seed_len = <uint32_t> len(key)
+        p.now = now
+        p.wall_offset = wall_offset_ns
+        p.cookie_phase = cookie_phase_ns
+        p.mtu = mtu
+        p.ehash_entries = ehash_entries or 0
+        if limits:
+            p.max_req = limits.get("requests", 0)
+            p.max_tcb = limits.get("sockets", 0)
+            p.max_tw = limits.get("time_wait", 0)
+            p.max_listeners = limits.get("listeners", 0)
+        self.e = <engine_t*> calloc(1, sizeof(engine_t))
+        if self.e == NULL:
+            raise MemoryError
+        err = engine_init(self.e, &p)
+        if err:
+            free(self.e)
+            self.e = NULL
+            raise failure(-err, "the engine's pools could not be mapped")
+        pthread_mutex_init(&self.s.mu, NULL)
+        route_default(self.e, bool(default_route))
+        for one in ([address] if isinstance(address, str) else address):
+            add_address(self, one)
+
+    def __init__(self, address, *, sysctl=None, **_):
+        for name, value in (sysctl or {}).items():
+            self.sysctl_set(name, value)
+
+    def __dealloc__(self):
+        if self.e != NULL:
+            engine_destroy(self.e)
+            free(self.e)
+            pthread_mutex_destroy(&self.s.mu)
+
+    # ---- the five sans-I/O calls ---------------------------------------------------------------------------------------------
+    def receive(self, packet, now, csum=0, gso_size=0):
+        """One IP packet came in at `now`. csum: 0 full, 1 partial, 2 verified checksum. Returns the drop reason, 0 = taken."""
+        cdef Py_buffer view
+        cdef int reason
+        PyObject_GetBuffer(packet, &view, PyBUF_SIMPLE)
+        acquire(self.e, &self.s)
+        reason = engine_receive(self.e, <const uint8_t*> view.buf, <uint32_t> view.len, csum, gso_size, now)
+        release(self.e, &self.s)
+        PyBuffer_Release(&view)
+        return reason
+
+    def poll(self, now):
+        """Run the timers that are due at `now`, in order. Returns how many fired."""
+        cdef uint32_t n
+        cdef ns_t t = now
+        acquire(self.e, &self.s)
+        n = engine_poll(self.e, t)
+        release(self.e, &self.s)
+        return n
+
+    def next_timeout(self):
+        """The time of the next timer, or None."""
+        cdef ns_t t
+        acquire(self.e, &self.s)
+        t = engine_next_timeout(self.e)
+        release(self.e, &self.s)
+        return None if t == NS_NEVER else t
+
+    def transmit(self):
+        """The packets to send, none longer than the MTU, checksums complete: [(time, packet), ...]."""
+        return self._take(False)
+
+    def transmit_gso(self):
+        """The frames to send as the core made them: [(time, packet, gso_size), ...]; gso_size 0 = an ordinary packet, else the payload
+        bytes per wire segment of a super-segment. Checksums are complete."""
+        return self._take(True)
+
+    cdef list _take(self, bint gso):
+        cdef uint32_t i
+        cdef uint32_t n
+        cdef uint32_t k
+        cdef uint32_t pieces
+        cdef size_t total = 0
+        cdef uint8_t* buf
+        cdef uint8_t* p
+        cdef uint32_t* lens
+        cdef int64_t* ats
+        cdef uint16_t* sizes
+        cdef txframe_t* f
+        cdef list out = []
+        acquire(self.e, &self.s)
+        n = self.e.tx_n
+        if n == 0:
+            release(self.e, &self.s)
+            return out
+        # Room for every piece of every frame: headers are repeated per segment.
+        k = 0
+        for i in range(n):
+            f = &self.e.tx[i]
+            pieces = 1 if gso else tx_segs(f)
+            k += pieces
+            total += tx_len(f) + <size_t> f.hlen * (pieces - 1)
+        buf = <uint8_t*> malloc(total + 1)
+        lens = <uint32_t*> malloc(k * sizeof(uint32_t))
+        ats = <int64_t*> malloc(k * sizeof(int64_t))
+        sizes = <uint16_t*> malloc(k * sizeof(uint16_t))
+        if buf == NULL or lens == NULL or ats == NULL or sizes == NULL:
+            release(self.e, &self.s)
+            free(buf)
+            free(lens)
+            free(ats)
+            free(sizes)
+            raise MemoryError
+        p = buf
+        k = 0
+        for i in range(n):
+            f = &self.e.tx[i]
+            k += frame_pieces(f, gso, &p, lens + k, ats + k, sizes + k)
+        engine_tx_done(self.e)
+        release(self.e, &self.s)
+        p = buf
+        for i in range(k):
+            packet = PyBytes_FromStringAndSize(<char*> p, lens[i])
+            p += lens[i]
+            out.append((ats[i], packet, sizes[i]) if gso else (ats[i], packet))
+        free(buf)
+        free(lens)
+        free(ats)
+        free(sizes)
+        return out
+
+    # ---- sockets ---------------------------------------------------------------------------------------------------------------
+    cdef tcb_t* _at(self, uint64_t h) noexcept:
+        """The socket of a handle, or NULL. Under the lock."""
+        cdef idx_t i = <idx_t> (h & 0xffffffffULL)
+        if i == 0 or i >= self.e.tcb.high or not pool_live(&self.e.tcb, i, <uint32_t> (h >> 32)):
+            return NULL
+        return sk_at(self.e, i)
+
+    cdef tcb_t* _enter(self, uint64_t h) except NULL:
+        """Lock and find the socket; raises EBADF, unlocked, if it is gone."""
+        cdef tcb_t* sk
+        acquire(self.e, &self.s)
+        sk = self._at(h)
+        if sk == NULL or sk.sflags & SF_DEAD:
+            release(self.e, &self.s)
+            raise failure(E_BADF, None)
+        return sk
+
+    cdef int _leave(self, int err, str what) except -1:
+        """Unlock; raise if err is a negative errno."""
+        release(self.e, &self.s)
+        if err < 0:
+            raise failure(-err, what)
+        return 0
+
+    def advance(self, now):
+        """Tell the engine the time without running timers; user calls that follow happen then."""
+        cdef ns_t t = now
+        acquire(self.e, &self.s)
+        engine_time(self.e, t)
+        release(self.e, &self.s)
+
+    @property
+    def now(self):
+        return self.e.now
+
+    def socket(self):
+        cdef tcb_t* sk
+        cdef uint64_t h = 0
+        acquire(self.e, &self.s)
+        sk = user_socket(self.e)
+        if sk != NULL:
+            h = sk_handle(self.e, sk)
+        self._leave(0 if sk != NULL else -E_NOBUFS, "every socket of this stack is in use (limits={'sockets': n} raises the number)")
+        return h
+
+    def bind(self, uint64_t h, addr, uint16_t port):
+        cdef uint32_t a = undotted(addr)
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_bind(self.e, sk, a, port), f"bind to {addr or '0.0.0.0'}:{port}")
+
+    def listen(self, uint64_t h, backlog):
+        cdef int64_t n = backlog
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_listen(self.e, sk, n), "listen")
+
+    def accept(self, uint64_t h):
+        """(handle, (address, port)) of the oldest connection in the accept queue."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef idx_t child = 0
+        cdef uint64_t ch = 0
+        cdef uint32_t a = 0
+        cdef uint16_t port = 0
+        cdef int err = user_accept(self.e, sk, &child)
+        if err == 0:
+            sk = sk_at(self.e, child)
+            ch = sk_handle(self.e, sk)
+            a = sk.en.faddr
+            port = sk_fport(sk)
+        self._leave(err, "accept")
+        return ch, (dotted(a), port)
+
+    def connect(self, uint64_t h, addr, uint16_t port):
+        """Start (or ask after) a connection; BlockingIOError(EINPROGRESS, EALREADY) while the handshake runs."""
+        cdef uint32_t a = undotted(addr)
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_connect(self.e, sk, a, port), f"connect to {addr}:{port}")
+
+    def connect_result(self, uint64_t h):
+        """After EINPROGRESS: returns when connected, BlockingIOError while pending, else the connection's error."""
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_connect_result(self.e, sk, -E_INPROGRESS), "connect")
+
+    def disconnect(self, uint64_t h):
+        """connect() to AF_UNSPEC."""
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_disconnect(self.e, sk), "disconnect")
+
+    def send(self, uint64_t h, data, uint32_t flags=0):
+        """Bytes taken; BlockingIOError if none could be."""
+        cdef Py_buffer view
+        cdef tcb_t* sk
+        cdef int64_t n
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            sk = self._enter(h)
+            n = tcp_sendmsg(self.e, sk, <const uint8_t*> view.buf, <size_t> view.len, flags)
+            self._leave(<int> n if n < 0 else 0, "send")
+        finally:
+            PyBuffer_Release(&view)
+        return n
+
+    def recv(self, uint64_t h, n, uint32_t flags=0):
+        """Up to n bytes; b"" at the end of the stream; BlockingIOError if there is nothing yet."""
+        cdef size_t size = n
+        cdef bytes out
+        cdef int64_t got
+        cdef tcb_t* sk
+        cdef uint32_t inq
+        if size > 65536:
+            # Do not allocate for what cannot come: no more than the receive queue holds.
+            sk = self._enter(h)
+            inq = sk.rcv_nxt - sk.copied_seq
+            self._leave(0, None)
+            if inq < size:
+                size = inq if inq > 1 else 1
+        out = PyBytes_FromStringAndSize(NULL, size)
+        sk = self._enter(h)
+        got = tcp_recvmsg(self.e, sk, <uint8_t*> PyBytes_AS_STRING(out), size, flags)
+        self._leave(<int> got if got < 0 else 0, "recv")
+        return out if <size_t> got == size else out[:got]
+
+    def recv_into(self, uint64_t h, buffer, uint32_t flags=0, n=0):
+        """As recv, into a writable buffer; the number of bytes."""
+        cdef Py_buffer view
+        cdef int64_t got
+        cdef size_t size
+        cdef tcb_t* sk
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            size = <size_t> view.len
+            if n and <size_t> n < size:
+                size = n
+            sk = self._enter(h)
+            got = tcp_recvmsg(self.e, sk, <uint8_t*> view.buf, size, flags)
+            self._leave(<int> got if got < 0 else 0, "recv")
+        finally:
+            PyBuffer_Release(&view)
+        return got
+
+    def shutdown(self, uint64_t h, int how):
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_shutdown(self.e, sk, how), "shutdown")
+
+    def close(self, uint64_t h, bint wait=False):
+        """End the handle. With wait (a lingering close): returns the nanoseconds the caller may wait for `lingering` to become False
+        before close_finish; 0 means it is done."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef ns_t left = user_close(self.e, sk)
+        if left == 0 or not wait:
+            user_close_finish(self.e, sk)
+            left = 0
+        self._leave(0, None)
+        return left
+
+    def lingering(self, uint64_t h):
+        cdef tcb_t* sk = self._enter(h)
+        cdef bint yes = close_is_lingering(sk)
+        self._leave(0, None)
+        return yes
+
+    def close_finish(self, uint64_t h):
+        cdef tcb_t* sk = self._enter(h)
+        user_close_finish(self.e, sk)
+        self._leave(0, None)
+
+    def setsockopt(self, uint64_t h, int level, int name, value):
+        """value: an int, or the bytes of the option."""
+        cdef bytes raw = value.to_bytes(4, "little", signed=value < 0) if isinstance(value, int) else bytes(value)
+        cdef const uint8_t* p = <const uint8_t*> PyBytes_AS_STRING(raw)
+        cdef uint32_t n = <uint32_t> len(raw)
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_setsockopt(self.e, sk, level, name, p, n), f"setsockopt({level}, {name})")
+
+    def getsockopt(self, uint64_t h, int level, int name, buflen=4):
+        """The option's bytes, at most buflen."""
+        cdef uint8_t out[MAX_OPT]
+        cdef uint32_t n = min(int(buflen), MAX_OPT)
+        cdef int err
+        cdef tcb_t* sk = self._enter(h)
+        memset(out, 0, n)
+        err = user_getsockopt(self.e, sk, level, name, out, &n)
+        self._leave(err, f"getsockopt({level}, {name})")
+        return PyBytes_FromStringAndSize(<char*> out, n)
+
+    def getsockname(self, uint64_t h):
+        cdef uint32_t a = 0
+        cdef uint16_t port = 0
+        cdef tcb_t* sk = self._enter(h)
+        user_getsockname(self.e, sk, &a, &port)
+        self._leave(0, None)
+        return dotted(a), port
+
+    def getpeername(self, uint64_t h):
+        cdef uint32_t a = 0
+        cdef uint16_t port = 0
+        cdef tcb_t* sk = self._enter(h)
+        self._leave(user_getpeername(self.e, sk, &a, &port), "getpeername")
+        return dotted(a), port
+
+    def poll_mask(self, uint64_t h):
+        """The socket's poll mask in Linux's bits."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef uint32_t mask = user_poll(self.e, sk)
+        self._leave(0, None)
+        return mask
+
+    def wakeups(self, uint64_t h):
+        """How often the socket has woken its waiters (EPOLLET fires on each)."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef uint32_t n = sk.wake_seq
+        self._leave(0, None)
+        return n
+
+    def ioctl(self, uint64_t h, uint32_t request):
+        cdef tcb_t* sk = self._enter(h)
+        cdef int64_t v = user_ioctl(self.e, sk, request)
+        self._leave(<int> v if v < 0 else 0, "ioctl")
+        return v
+
+    def state(self, uint64_t h):
+        """Linux's state number (1 ESTABLISHED ... 11 CLOSING)."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef int st = sk.state
+        self._leave(0, None)
+        return st
+
+    def timeouts(self, uint64_t h):
+        """(SO_RCVTIMEO, SO_SNDTIMEO) in ns, None = wait for ever."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef ns_t r = sk.rcvtimeo
+        cdef ns_t w = sk.sndtimeo
+        self._leave(0, None)
+        return (None if r == NS_NEVER else r), (None if w == NS_NEVER else w)
+
+    def sysctl_get(self, name):
+        """A sysctl's text by its Linux name (ustack/sysctl.py)."""
+        from ustack.sysctl import sysctl_get
+        return sysctl_get(self, name)
+
+    def sysctl_set(self, name, value):
+        from ustack.sysctl import sysctl_set
+        sysctl_set(self, name, value)
+
+    def nstat(self):
+        """Every MIB counter by nstat's name."""
+        return counters(self)
+
+    def lookup(self, flow):
+        """What the hash table holds for (local, local port, foreign, foreign port): (kind, index) or None. The packet path's own look-up."""
+        return lookup(self, *flow)
+
+    # ---- blocked calls of the manual driver -----------------------------------------------------------------------------------
+    def wait(self, uint64_t h, uint32_t events, deadline=None, bint exclusive=False):
+        """Queue a blocked call; returns a waiter for wait_state and wait_done."""
+        cdef ns_t t = NS_NEVER if deadline is None else deadline
+        cdef tcb_t* sk = self._enter(h)
+        cdef idx_t w = user_wait(self.e, sk, events, exclusive, t, NULL, 0)
+        self._leave(0 if w else -E_NOBUFS, "too many blocked calls")
+        return w
+
+    def wait_state(self, uint32_t w):
+        """1 waiting, 2 woken, 3 timed out."""
+        cdef int st
+        acquire(self.e, &self.s)
+        st = wait_at(self.e, w).state
+        release(self.e, &self.s)
+        return st
+
+    def wait_done(self, uint32_t w):
+        acquire(self.e, &self.s)
+        user_wait_done(self.e, w)
+        release(self.e, &self.s)
+
+
+cdef uint32_t frame_pieces(txframe_t* f, bint gso, uint8_t** p, uint32_t* lens, int64_t* ats, uint16_t* sizes) noexcept nogil:
+    """Copy one frame out, cut into MTU-sized packets unless gso. Returns the number of packets."""
+    cdef uint32_t k
+    cdef uint32_t n
+    cdef uint32_t pieces = 1 if gso else tx_segs(f)
+    for k in range(pieces):
+        n = tx_whole(f, p[0]) if gso else tx_segment(f, k, p[0])
+        lens[k] = n
+        ats[k] = f.at
+        sizes[k] = f.gso_size if gso and tx_segs(f) > 1 else 0
+        p[0] += n
+    return pieces
