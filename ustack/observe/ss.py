@@ -1,20 +1,21 @@
 """The socket table as iproute2's `ss` prints it, from the rows of `Engine.dump()`.
 
-`rows(dump, args, now)` takes ss's own words (`-tan state syn-recv sport = :80`) and gives one dict per
+`rows(dump, args)` takes ss's own words (`-tan state syn-recv sport = :80`) and gives one dict per
 socket: {"state", "recvq", "sendq", "local", "peer"} and "info" when there is a rest of the line (timers
 with -o, identity with -e, memory with -m, TCP internals with -i). `text()` is the plain form. Formats,
 order of the words and the conditions under which a word is left out are those of ss 6.1, whose
 peculiarities (`3.840ms` for 3.84 s) are kept since readers and scripts know them.
 
 A row of the dump: kind "listen"|"sock"|"req"|"tw", state (Linux's number), laddr, lport, faddr, fport,
-recvq, sendq, timer (ss's name or None), timer_expires_ns (absolute), retrans; sockets besides tcp_info
-(bytes), cc (name), skmem (nine numbers), uid, ino.
+recvq, sendq, timer (ss's name or None), timer_expires_ns (what is left of it), retrans; sockets besides
+info (the bytes of TCP_INFO), meminfo (those of SO_MEMINFO), cc (number or name), uid, handle.
 """
 
 from __future__ import annotations
 
 import operator
 import shlex
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,7 @@ _ALL = frozenset(range(1, 12))
 _CONNECTED = _ALL - {10, 7, 6, 3}
 _GROUPS = {"all": _ALL, "connected": _ALL - {10, 7}, "synchronized": _ALL - {10, 7, 2},
            "bucket": frozenset({3, 6}), "big": _ALL - {3, 6}}
+CONGESTION_CONTROLS = {0: "reno", 1: "cubic", 2: "bbr"}
 LISTEN = 10
 FLAGS = "talnoiemH46pr"
 
@@ -283,19 +285,22 @@ def skmem_text(values: Iterable[int]) -> str:
     return "skmem:(" + ",".join(f"{n}{v}" for n, v in zip(names, values, strict=False)) + ")"
 
 
-def info_text(row: Row, flags: set[str], now: int) -> str:
+def info_text(row: Row, flags: set[str]) -> str:
     """The rest of the line: what -o, -e, -m and -i add."""
     words = []
     if "o" in flags and row.get("timer"):
-        left = ms_timer((row["timer_expires_ns"] - now) // 1_000_000)
+        left = ms_timer((row["timer_expires_ns"] or 0) // 1_000_000)
         words.append(f"timer:({row['timer']},{left},{row.get('retrans', 0)})")
     real = row["kind"] in ("sock", "listen")
     if "e" in flags and real:
         words.append(_identity(row))
-    if "m" in flags and row.get("skmem"):
-        words.append(skmem_text(row["skmem"]))
-    if "i" in flags and real and row.get("tcp_info"):
-        words.append(tcp_text(row["tcp_info"], row.get("cc", ""), numeric="n" in flags))
+    if "m" in flags and row.get("meminfo"):
+        raw = row["meminfo"]
+        words.append(skmem_text(struct.unpack(f"={len(raw) // 4}I", raw)))
+    if "i" in flags and real and row.get("info"):
+        cc = row.get("cc", "")
+        name = CONGESTION_CONTROLS.get(cc, "") if isinstance(cc, int) else cc
+        words.append(tcp_text(row["info"], name, numeric="n" in flags))
     return " ".join(w for w in words if w)
 
 
@@ -303,7 +308,7 @@ def _place(addr: str, port: int) -> str:
     return f"{addr}:{port or '*'}"
 
 
-def rows(dump: Iterable[Row], args: str = "-tan", now: int = 0) -> list[dict[str, Any]]:
+def rows(dump: Iterable[Row], args: str = "-tan") -> list[dict[str, Any]]:
     """The rows that `ss ARGS` shows, listeners first."""
     query = parse(args)
     found = sorted((r for r in dump if query.wants(r)), key=lambda r: r["state"] != LISTEN)
@@ -311,7 +316,7 @@ def rows(dump: Iterable[Row], args: str = "-tan", now: int = 0) -> list[dict[str
     for r in found:
         row = {"state": STATES[r["state"]], "recvq": r["recvq"], "sendq": r["sendq"],
                "local": _place(r["laddr"], r["lport"]), "peer": _place(r["faddr"], r["fport"])}
-        info = info_text(r, query.flags, now)
+        info = info_text(r, query.flags)
         if info:
             row["info"] = info
         out.append(row)
