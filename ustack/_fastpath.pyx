@@ -9,12 +9,14 @@ cimport ustack.core.cookies as cookies
 cimport ustack.core.ehash as ehash
 cimport ustack.core.engine as engine
 cimport ustack.core.fastopen_client as fastopen_client
+cimport ustack.core.frag as frag
+cimport ustack.core.icmp as icmp
 cimport ustack.core.ipopt as ipopt
-cimport ustack.core.metrics as metrics
 cimport ustack.core.ipout as ipout
+cimport ustack.core.metrics as metrics
+cimport ustack.core.ofotree as ofotree
 cimport ustack.core.paws as paws
 cimport ustack.core.pool as pool
-cimport ustack.core.ofotree as ofotree
 cimport ustack.core.rate as rate
 cimport ustack.core.rcvq as rcvq
 cimport ustack.core.rcvwin as rcvwin
@@ -26,7 +28,7 @@ cimport ustack.core.seqno as seqno
 cimport ustack.core.siphash as siphash
 cimport ustack.core.skmem as skmem
 cimport ustack.core.stats as stats
-cimport ustack.core.tx as tx
 cimport ustack.core.timewait as timewait
+cimport ustack.core.tx as tx
 cimport ustack.core.wheel as wheel
 cimport ustack.core.wire as wire

@@ -49,6 +49,16 @@ cdef inline ns_t engine_next_timeout(engine_t* e) noexcept nogil:
     return NS_NEVER
 
 
+cdef inline ns_t engine_next_bound(engine_t* e) noexcept nogil:
+    # As engine_next_timeout or somewhat earlier, without a search.
+    return NS_NEVER
+
+
+cdef inline void engine_loop(engine_t* e) noexcept nogil:
+    # After each user call: packets that we sent to ourselves come back.
+    pass
+
+
 cdef inline void engine_tx_done(engine_t* e) noexcept nogil:
     # The driver has written (or copied) e.tx[0 .. e.tx_n): forget them and free what they pointed to.
     pass

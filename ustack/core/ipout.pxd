@@ -37,6 +37,7 @@ cdef inline void ipout_count(engine_t* e, uint32_t daddr, uint32_t len) noexcept
         mib_inc(&e.stats, MIB_IpExtOutMcastPkts)
         mib_add(&e.stats, MIB_IpExtOutMcastOctets, len)
     elif is_broadcast(e, daddr):
+        e.tx_local += 1         # heard by ourselves too, see engine_loop
         mib_inc(&e.stats, MIB_IpExtOutBcastPkts)
         mib_add(&e.stats, MIB_IpExtOutBcastOctets, len)
 
@@ -54,6 +55,7 @@ cdef inline txframe_t* ipout_frame(engine_t* e, uint32_t saddr, uint32_t daddr, 
     f.hlen = wire_put_ip_opts(f.hdr, total, id, df, ttl, proto, saddr, daddr, tos, ipopts, ipoptlen)
     if local:
         f.flags = TXF_LOCAL
+        e.tx_local += 1
     ipout_count(e, daddr, total)
     return f
 
@@ -183,6 +185,7 @@ cdef inline int ipout_raw(engine_t* e, uint32_t saddr, uint32_t daddr, uint8_t p
         f.l0 = k
         if local:
             f.flags = TXF_LOCAL
+            e.tx_local += 1
         ipout_count(e, daddr, f.hlen + k)
         off += k
         created += 1

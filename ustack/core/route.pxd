@@ -106,6 +106,11 @@ cdef inline int inet_addr_type(engine_t* e, uint32_t addr) noexcept nogil:
     return RTF_UNICAST
 
 
+cdef inline bint route_is_bindable(engine_t* e, uint32_t addr) noexcept nogil:
+    # May bind() take this address? Any, one of ours, or a group or broadcast address.
+    return addr == 0 or inet_addr_type(e, addr) != RTF_UNICAST
+
+
 # ---- the table ---------------------------------------------------------------------------------------------------------------
 cdef inline route_t* fib_find(engine_t* e, uint32_t dst, uint32_t plen) noexcept nogil:
     # The entry of exactly this prefix.

@@ -12,7 +12,7 @@ from libc.string cimport memset
 from ustack.core.types cimport (
     DROP_NONE, E_MSGSIZE, KIND_TCB, KIND_TW, NS_NEVER, NS_PER_SEC, REF_MASK, REF_SHIFT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED,
     TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TM_COMPACK, TM_DELACK, TM_KEEP, TM_PACE, TM_RETRANS, TM_WAITER, flow_t, idx_t,
-    int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    int64_t, ns_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.ehash cimport ehash_remove
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen
@@ -134,6 +134,17 @@ cdef inline uint32_t tcp_clock_ms(engine_t* e) noexcept nogil:
 cdef inline int64_t tcp_clock_s(engine_t* e) noexcept nogil:
     """Seconds, for ts_recent_stamp; never 0, which means "none" there."""
     return <int64_t> (wall_ns(e) // 1000000000ULL) + 1
+
+
+# ---- segments in -------------------------------------------------------------------------------------------------------------
+cdef inline void tcp_segs_in(tcb_t* sk, const seg_t* s) noexcept nogil:
+    """Count a received segment; one that the link merged counts as what came over the wire."""
+    cdef uint32_t n = 1
+    if s.gso_size != 0 and s.len > s.gso_size:
+        n = (s.len + s.gso_size - 1) // s.gso_size
+    sk.segs_in += n
+    if s.len != 0:
+        sk.data_segs_in += n
 
 
 # ---- what happened -----------------------------------------------------------------------------------------------------------

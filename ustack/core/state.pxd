@@ -101,7 +101,6 @@ cdef struct frag_t:             # one datagram in reassembly; its bytes and runs
     uint32_t total              # end of the furthest fragment; the payload's length once the last one is in
     uint32_t have               # bytes present
     uint32_t n                  # runs, sorted by offset
-    uint32_t last_start         # start of the fragment with the highest offset
     uint32_t rid                # fragments of this source seen when ours was last touched (max_dist)
     uint8_t hdr[60]             # IP header of the first fragment
     uint32_t hdr_len
@@ -223,6 +222,8 @@ cdef struct engine_t:
     txframe_t* tx
     uint32_t tx_n
     uint32_t tx_cap
+    uint32_t tx_local           # frames put since the last engine_loop that come back to ourselves
+    uint8_t* loop_buf           # one packet on its way back
     uint8_t* tx_arena           # payload bytes that are in no ring (ICMP); reset when the frames are taken
     uint32_t tx_arena_n
     uint32_t tx_arena_cap
