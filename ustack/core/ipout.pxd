@@ -179,7 +179,7 @@ cdef inline int ipout_raw(engine_t* e, uint32_t saddr, uint32_t daddr, uint8_t p
             mib_inc(&e.stats, MIB_IpOutDiscards)
             return -E_NOBUFS
         f.hlen = wire_put_ip_opts(f.hdr, IP_HLEN + ipoptlen + k, id, df, ttl, proto, saddr, daddr, tos,
-                                  &later[0] if off else ipopts, ipoptlen)
+                                  <const uint8_t*> &later[0] if off else ipopts, ipoptlen)
         wire_ip_set_frag(f.hdr, f.hlen + k, <uint16_t> ((off >> 3) | (IP_MF if off + k < n else 0)))
         f.p0 = msg + off
         f.l0 = k
