@@ -3,13 +3,12 @@
 # RFC 9293 3.8.1, RFC 3168 6.1.1.1 (ECN fallback of a SYN). Facts J4, K1c, L1. Linux: __tcp_retransmit_skb, tcp_retransmit_skb,
 # tcp_retrans_try_collapse, tcp_fragment, tcp_rearm_rto. What is to be retransmitted, and when, is decided by recovery, timers and tlp.
 
-from ustack.core.cwnd cimport tcp_wnd_end
 from ustack.core.mss cimport TCP_MIN_GSO_SIZE, tcp_current_mss
 from ustack.core.records cimport SR_EVER_RETRANS, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.route cimport sk_route
 from ustack.core.sendq cimport (
     sq_rtx_head, sq_rtx_next, sq_split, sq_too_big, sq_trim_head, sq_unlink_free, sr_can_collapse_to, tcp_adjust_pcount,
-    tcp_set_tso_segs,
+    tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_min
 from ustack.core.sock cimport jiffies_up, sr_at, tcp_clear_retrans_timer

@@ -16,6 +16,7 @@ from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport SR_LOST, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.ring cimport ring_reserve, ring_write
 from ustack.core.seqno cimport before, u32_max, u32_min
+from ustack.core.skmem cimport sk_forced_mem_schedule, sk_mem_charge, sk_mem_uncharge
 from ustack.core.sock cimport garbage_put, sk_purge_send, sk_stream_is_writeable, sk_write_space, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
@@ -190,7 +191,9 @@ cdef inline void sq_link_after(engine_t* e, tcb_t* sk, idx_t at, idx_t i) noexce
 
 
 cdef inline void sq_free_unlinked(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
-    sk.wmem_queued -= SR_TRUESIZE + sr_at(e, i).len
+    cdef uint32_t size = SR_TRUESIZE + sr_at(e, i).len
+    sk.wmem_queued -= size
+    sk_mem_uncharge(e, sk, <int32_t> size)
     pool_free(&e.srec, i)
 
 
@@ -217,6 +220,12 @@ cdef inline void sq_unlink_free(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
     sq_free_unlinked(e, sk, i)
 
 
+cdef inline void sq_charge_record(engine_t* e, tcb_t* sk) noexcept nogil:
+    sk_forced_mem_schedule(e, sk, SR_TRUESIZE)
+    sk_mem_charge(sk, SR_TRUESIZE)
+    sk.wmem_queued += SR_TRUESIZE
+
+
 cdef inline idx_t sq_alloc(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t flags) noexcept nogil:
     """An empty record, not linked, counted against sndbuf; 0 if the pool is exhausted."""
     cdef idx_t i = pool_alloc(&e.srec)
@@ -227,7 +236,7 @@ cdef inline idx_t sq_alloc(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t flags)
     r.seq = seq
     r.end_seq = seq
     r.flags = <uint16_t> flags
-    sk.wmem_queued += SR_TRUESIZE
+    sq_charge_record(e, sk)
     return i
 
 
@@ -267,6 +276,8 @@ cdef inline int sq_append(engine_t* e, tcb_t* sk, idx_t i, const uint8_t* p, uin
     r.pcount = 0
     sk.write_seq += n
     sk.wmem_queued += n
+    sk_forced_mem_schedule(e, sk, <int32_t> n)
+    sk_mem_charge(sk, <int32_t> n)
     return 0
 
 
@@ -276,6 +287,7 @@ cdef inline void sq_trim_head(engine_t* e, tcb_t* sk, idx_t i, uint32_t n) noexc
     r.seq += n
     r.len -= n
     sk.wmem_queued -= n
+    sk_mem_uncharge(e, sk, <int32_t> n)
     if r.pcount > 1:
         tcp_set_tso_segs(r, r.gso_size)
 
@@ -315,7 +327,7 @@ cdef inline idx_t sq_split(engine_t* e, tcb_t* sk, idx_t i, uint32_t n, uint32_t
     if j == 0:
         return 0
     b = sr_at(e, j)
-    sk.wmem_queued += SR_TRUESIZE
+    sq_charge_record(e, sk)
     b.seq = sr_payload_seq(r) + n
     b.end_seq = r.end_seq
     b.len = r.len - n

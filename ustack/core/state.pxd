@@ -154,6 +154,7 @@ cdef struct engine_t:
     config_t cfg
     uint8_t default_cc          # tcp_congestion_control, CC_*
     const void* cc_user         # cc_ops_t (cc.pxd) of CC_USER, NULL = none
+    uint8_t tx_refuse           # the link takes no frame: every transmission is a local drop (a queue of limit 0)
     uint8_t strict              # parity mode: nothing that Linux would not show on the wire
     uint32_t mtu                # of the link
     uint32_t tso_max            # largest super-segment's payload + headers (65536), 0 = no TSO (ethtool tso off gso off)
@@ -217,6 +218,9 @@ cdef struct engine_t:
     # Fast Open client black hole
     ns_t tfo_blackhole_at
     uint32_t tfo_blackhole_times
+    const uint8_t* fo_data      # data of the send call in progress that opens a connection (syn.pxd)
+    uint32_t fo_size
+    uint32_t fo_copied          # of these, what went into the SYN
     # cubic module parameters live in cfg
     # out: frames to send
     txframe_t* tx

@@ -7,8 +7,8 @@
 
 from libc.string cimport memset
 
-from ustack.core.cc cimport cc_cwnd_event
-from ustack.core.cwnd cimport CA_EVENT_TX_START, tcp_packets_in_flight, tcp_wnd_end
+from ustack.core.cc cimport cc_cwnd_event, tcp_enter_cwr
+from ustack.core.cwnd cimport CA_EVENT_TX_START
 from ustack.core.ipout cimport INET_ECN_ECT_0, INET_ECN_MASK, ipout_frame
 from ustack.core.fastopen_client cimport FO_NO_OPTION
 from ustack.core.mss cimport (
@@ -19,7 +19,7 @@ from ustack.core.rcvwin cimport tcp_select_window
 from ustack.core.records cimport TXF_CSUM_PARTIAL, reqext_t, srec_t, txframe_t
 from ustack.core.ring cimport ring_ranges
 from ustack.core.route cimport RT_LOCAL, sk_advmss, sk_dont_fragment, sk_route, sk_rt
-from ustack.core.sendq cimport sq_ts_to_tail, sr_payload_seq, tcp_urg_mode
+from ustack.core.sendq cimport sq_ts_to_tail, sr_payload_seq, tcp_packets_in_flight, tcp_urg_mode, tcp_wnd_end
 from ustack.core.seqno cimport after, before, u32_min
 from ustack.core.sock cimport ext_at, jiffies_up, sk_clear_delack, sk_fport, sk_lport, sr_at, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t, route_t
@@ -27,13 +27,13 @@ from ustack.core.stats cimport (
     MIB_IpOutNoRoutes, MIB_TcpExtTCPAbortFailed, MIB_TcpExtTCPAckCompressed, MIB_TcpOutRsts, MIB_TcpOutSegs, mib_add, mib_inc,
 )
 from ustack.core.tcb cimport (
-    CC_BBR, ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
+    ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
 )
 from ustack.core.types cimport (
     E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, REF_SHIFT, TCP_CLOSE, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_PSH, TH_RST, TH_SYN, TH_URG,
-    TM_COMPACK, idx_t, int64_t, ns_t, sackblk_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    TM_COMPACK, TM_PACE, idx_t, int64_t, ns_t, sackblk_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
-from ustack.core.wheel cimport wheel_disarm
+from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
 from ustack.core.wire cimport (
     IPPROTO_TCP, TCP_HLEN, wire_opt_fastopen, wire_opt_fastopen_len, wire_opt_mss, wire_opt_sack, wire_opt_sackperm_nop,
     wire_opt_sackperm_ts, wire_opt_ts, wire_opt_wscale_nop, wire_put_tcp, wire_tcp_csum_partial,
@@ -52,7 +52,7 @@ cdef inline uint32_t tcp_ts_of(engine_t* e, ns_t t) noexcept nogil:
 
 cdef inline bint sk_paced(const tcb_t* sk) noexcept nogil:
     """Is the socket paced at all (facts J9)?"""
-    return sk.cc == CC_BBR or sk.max_pacing_rate != <uint64_t> -1
+    return sk.pacing_needed != 0
 
 
 cdef inline ns_t tcp_pacing_delay(engine_t* e, const tcb_t* sk) noexcept nogil:
@@ -270,6 +270,8 @@ cdef inline int tcp_transmit_skb_(engine_t* e, tcb_t* sk, srec_t* r, idx_t i, ui
         mib_add(&e.stats, MIB_TcpOutSegs, r.pcount)
     sk.segs_out += r.pcount
     err = tcp_queue_xmit(e, sk, r, flags, rcv_nxt, wnd, urg, opts, optlen)
+    if err > 0:
+        tcp_enter_cwr(e, sk)
     if err == 0 and i:
         tcp_update_after_send(e, sk, r, i, prior_wstamp)
         tcp_rate_skb_sent(e, sk, r)
@@ -284,7 +286,7 @@ cdef inline int tcp_transmit_skb(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil
 # ---- segments outside the queue ------------------------------------------------------------------------------------------------
 cdef inline uint32_t tcp_acceptable_seq(const tcb_t* sk) noexcept nogil:
     """SND.NXT, or the right edge if the peer took back window beyond what scaling rounds off."""
-    cdef uint32_t edge = sk.snd_una + sk.snd_wnd
+    cdef uint32_t edge = tcp_wnd_end(sk)
     if not before(edge, sk.snd_nxt) or (sk.wscale_ok and sk.snd_nxt - edge < <uint32_t> 1 << sk.rcv_wscale):
         return sk.snd_nxt
     return edge
@@ -323,3 +325,13 @@ cdef inline int tcp_xmit_probe_skb(engine_t* e, tcb_t* sk, bint urgent, int mib)
     """A pure ACK with an old sequence number, which the peer must answer (facts J11, J12)."""
     mib_inc(&e.stats, mib)
     return tcp_send_control(e, sk, sk.snd_una if urgent else sk.snd_una - 1, TH_ACK, sk.rcv_nxt)
+
+
+# ---- pacing --------------------------------------------------------------------------------------------------------------------------
+cdef inline bint tcp_pacing_check(engine_t* e, tcb_t* sk) noexcept nogil:
+    """Must the next transmission wait for its time? Then the pacing timer is on."""
+    if not sk.pacing_needed or sk.tcp_wstamp <= e.now:
+        return False
+    if not wheel_armed(&e.wheel, (<uint32_t> TM_PACE << REF_SHIFT) | sk.idx):
+        wheel_arm(&e.wheel, (<uint32_t> TM_PACE << REF_SHIFT) | sk.idx, sk.tcp_wstamp)
+    return True
