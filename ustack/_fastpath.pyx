@@ -6,6 +6,7 @@ cimport ustack.core.cc as cc
 cimport ustack.core.cksum as cksum
 cimport ustack.core.connect as connect
 cimport ustack.core.cookies as cookies
+cimport ustack.core.cwndval as cwndval
 cimport ustack.core.ehash as ehash
 cimport ustack.core.engine as engine
 cimport ustack.core.fastopen_client as fastopen_client
@@ -14,12 +15,16 @@ cimport ustack.core.icmp as icmp
 cimport ustack.core.ipopt as ipopt
 cimport ustack.core.ipout as ipout
 cimport ustack.core.metrics as metrics
+cimport ustack.core.mss as mss
+cimport ustack.core.mtuprobe as mtuprobe
 cimport ustack.core.ofotree as ofotree
+cimport ustack.core.output as output
 cimport ustack.core.paws as paws
 cimport ustack.core.pool as pool
 cimport ustack.core.rate as rate
 cimport ustack.core.rcvq as rcvq
 cimport ustack.core.rcvwin as rcvwin
+cimport ustack.core.retrans as retrans
 cimport ustack.core.ring as ring
 cimport ustack.core.route as route
 cimport ustack.core.rtt as rtt
@@ -28,7 +33,10 @@ cimport ustack.core.seqno as seqno
 cimport ustack.core.siphash as siphash
 cimport ustack.core.skmem as skmem
 cimport ustack.core.stats as stats
+cimport ustack.core.syn as syn
 cimport ustack.core.timewait as timewait
 cimport ustack.core.tx as tx
 cimport ustack.core.wheel as wheel
 cimport ustack.core.wire as wire
+cimport ustack.core.writexmit as writexmit
+cimport ustack.core.xmit as xmit
