@@ -1,1 +1,0 @@
-"""Drivers: what turns the crank of the sans-I/O engine."""
