@@ -80,3 +80,7 @@ def test_incremental_update_of_an_address(data, new, draw):
 def test_update_example_of_rfc_1624():
     # Section 4: checksum 0xdd2f, a word goes from 0x5555 to 0x3285. Equation 3 gives 0, where RFC 1141 errs.
     assert ct.csum_replace16(0xDD2F, 0x5555, 0x3285) == 0
+
+
+def test_update_that_carries_twice():
+    assert ct.csum_replace16(0, 0, 1) == 0xFFFE

@@ -163,3 +163,10 @@ def test_minmax_forgets_the_best_when_it_leaves_the_window():
         assert m.running_min(100, t, 20 + t) == 10
     assert m.running_min(100, 101, 200) > 10
     assert m.running_min(100, 500, 300) == 300  # everything expired at once
+
+
+def test_minmax_keeps_runners_up_from_later_quarters():
+    """When the best expires, the second best is from early on, not just what came last."""
+    m = ct.MinMax()
+    m.reset(0, 10)
+    assert [m.running_min(100, t, v) for t, v in ((30, 50), (60, 60), (101, 100))] == [10, 10, 50]

@@ -147,3 +147,10 @@ def test_below_is_even():
     counts = Counter(r.below(10) for _ in range(20000))
     assert sorted(counts) == list(range(10))
     assert all(abs(c - 2000) < 6 * 43 for c in counts.values())
+
+
+def test_below_has_no_bias_where_the_range_does_not_divide():
+    """Without rejection every third value of this range would come twice as often as the others."""
+    r = ct.Prng(b"bias")
+    thirds = Counter(r.below(3 << 30) % 3 for _ in range(9000))
+    assert all(abs(c - 3000) < 6 * 45 for c in thirds.values())

@@ -83,4 +83,4 @@ cdef inline uint32_t rounddown_u32(uint32_t x, uint32_t m) noexcept nogil:
 
 cdef inline uint32_t roundup_u32(uint32_t x, uint32_t m) noexcept nogil:
     # m != 0 and x + m - 1 < 2^32
-    return (x + m - 1) / m * m
+    return (x + m - 1) // m * m
