@@ -2,6 +2,9 @@
 
 cimport ustack.core.acceptq as acceptq
 cimport ustack.core.bind as bind
+cimport ustack.core.child as child
+cimport ustack.core.listen as listen
+cimport ustack.core.synack as synack
 cimport ustack.core.cc as cc
 cimport ustack.core.challenge as challenge
 cimport ustack.core.cksum as cksum

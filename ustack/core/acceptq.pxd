@@ -7,10 +7,9 @@
 # Callers: child, fastopen, listen, request, reqtimer.
 
 from ustack.core.ehash cimport ehash_remove
-from ustack.core.bind cimport group_leave
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport listener_t, req_t
-from ustack.core.sock cimport ext_at, lst_at, ref_of, req_at, sk_at
+from ustack.core.sock cimport lst_at, lst_put, ref_of, req_at, sk_at
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtListenDrops, MIB_TcpExtListenOverflows, mib_inc
 from ustack.core.tcb cimport SF_IN_ACCEPTQ, tcb_t
@@ -31,20 +30,6 @@ cdef inline idx_t lst_get(engine_t* e, tcb_t* sk) noexcept nogil:
     lst_at(e, li).last_overflow = -1
     sk.listener = li
     return li
-
-
-cdef inline void lst_put(engine_t* e, idx_t li) noexcept nogil:
-    # Free the record if neither a socket nor a request nor a Fast Open child needs it.
-    cdef listener_t* l = lst_at(e, li)
-    cdef idx_t x
-    if l.sk != 0 or l.qlen != 0 or l.ackq != 0 or l.fo_qlen > l.fo_rskq_n:
-        return
-    group_leave(e, li)
-    while l.fo_rskq_head != 0:
-        x = l.fo_rskq_head
-        l.fo_rskq_head = ext_at(e, x).next
-        pool_free(&e.ext, x)
-    pool_free(&e.lst, li)
 
 
 # ---- what is full, what is lost (facts 0.2, L1) --------------------------------------------------------------------------------------

@@ -9,16 +9,16 @@
 # listen(); a member that closes while tcp_migrate_req is on stays behind as "closed", so that its requests find the others.
 # Callers: user (bind, listen), connect, child (inherit), listen, ipin (look-up).
 
-from ustack.core.pool cimport pool_alloc, pool_at, pool_free
+from ustack.core.pool cimport pool_alloc, pool_at
 from ustack.core.records cimport GROUP_MAX, bindb_t, group_t, listener_t, tw_t
 from ustack.core.siphash cimport prng_below, siphash_u64x2
 from ustack.core.sock cimport (
-    bind_put, grp_at, lst_at, ref_idx, ref_kind, ref_of, sk_at, sk_fport, sk_lport, sk_set_ports, tw_at,
+    group_leave, grp_at, lst_at, ref_idx, ref_kind, ref_of, sk_at, sk_fport, sk_lport, sk_set_ports, tw_at,
 )
 from ustack.core.state cimport LHASH, engine_t
 from ustack.core.tcb cimport SF_REUSEADDR, SF_REUSEPORT, SOCK_CONNECT_BIND, tcb_t
 from ustack.core.types cimport (
-    E_ADDRINUSE, E_NOBUFS, KIND_TCB, KIND_TW, TCP_LISTEN, idx_t, int64_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    E_ADDRINUSE, E_NOBUFS, KIND_TCB, KIND_TW, TCP_LISTEN, idx_t, ref_t, uint16_t, uint32_t, uint64_t,
 )
 
 cdef enum:
@@ -235,28 +235,6 @@ cdef inline idx_t group_find_(engine_t* e, tcb_t* sk) noexcept nogil:
             return l.group
         i = l.hash_next
     return 0
-
-
-cdef inline void group_leave(engine_t* e, idx_t li) noexcept nogil:
-    # Out of the group altogether; the last member takes the free place (A20).
-    cdef listener_t* l = lst_at(e, li)
-    cdef group_t* g
-    cdef uint32_t i
-    if l.group == 0:
-        return
-    g = grp_at(e, l.group)
-    if l.group_closed:
-        g.n_closed -= 1
-    else:
-        for i in range(g.n):
-            if g.members[i] == li:
-                g.members[i] = g.members[g.n - 1]
-                g.n -= 1
-                break
-    if g.n == 0 and g.n_closed == 0:
-        pool_free(&e.grp, l.group)
-    l.group = 0
-    l.group_closed = 0
 
 
 cdef inline int group_join(engine_t* e, tcb_t* sk, idx_t li) noexcept nogil:

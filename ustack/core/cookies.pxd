@@ -9,9 +9,7 @@
 # Callers: request, fastopen, connect (ISN only).
 
 from ustack.core.cksum cimport ustack_be16, ustack_be32
-from ustack.core.records cimport (
-    RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, group_t, listener_t, req_t,
-)
+from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, listener_t, req_t
 from ustack.core.siphash cimport siphash_u32x4, siphash_u64x2
 from ustack.core.sock cimport grp_at, wall_ns
 from ustack.core.state cimport engine_t

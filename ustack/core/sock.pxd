@@ -487,6 +487,38 @@ cdef inline tcb_t* sk_alloc(engine_t* e) noexcept nogil:
     return sk
 
 
+# ---- listener records: giving back (making one: acceptq.pxd) ---------------------------------------------------------------------
+cdef inline void group_leave(engine_t* e, idx_t li) noexcept nogil:
+    """Out of the SO_REUSEPORT group altogether; the last member takes the free place (facts A20)."""
+    cdef listener_t* l = lst_at(e, li)
+    cdef group_t* g
+    cdef uint32_t i
+    if l.group == 0:
+        return
+    g = grp_at(e, l.group)
+    if l.group_closed:
+        g.n_closed -= 1
+    else:
+        for i in range(g.n):
+            if g.members[i] == li:
+                g.members[i] = g.members[g.n - 1]
+                g.n -= 1
+                break
+    if g.n == 0 and g.n_closed == 0:
+        pool_free(&e.grp, l.group)
+    l.group = 0
+    l.group_closed = 0
+
+
+cdef inline void lst_put(engine_t* e, idx_t li) noexcept nogil:
+    """Free the record if neither a socket nor a request nor a Fast Open child in SYN_RECV needs it."""
+    cdef listener_t* l = lst_at(e, li)
+    if l.sk != 0 or l.qlen != 0 or l.fo_qlen != 0:
+        return
+    group_leave(e, li)
+    pool_free(&e.lst, li)
+
+
 cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
     """Give everything back. The handle becomes stale; waiters see a wake-up and find EBADF."""
     cdef idx_t i
@@ -507,8 +539,10 @@ cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
             while other.ready_next and other.ready_next != sk.idx:
                 other = sk_at(e, other.ready_next)
             other.ready_next = sk.ready_next
-    if sk.fastopen_rsk:
-        pool_free(&e.ext, sk.fastopen_rsk)
+    fastopen_remove(e, sk, False)
+    if sk.listener and lst_at(e, sk.listener).sk == sk.idx:
+        lst_at(e, sk.listener).sk = 0
+        lst_put(e, sk.listener)
     if sk.fo_ext:
         pool_free(&e.ext, sk.fo_ext)
     if sk.saved_syn:
@@ -541,6 +575,7 @@ cdef inline void fastopen_remove(engine_t* e, tcb_t* sk, bint reset) noexcept no
     """reqsk_fastopen_remove: a Fast Open child leaves SYN_RECV and gives its queue slot back; one that was accepted and then
     reset holds the slot for 60 s more (facts I12)."""
     cdef idx_t x = sk.fastopen_rsk
+    cdef idx_t li
     cdef listener_t* l
     cdef reqext_t* ext
     if x == 0:
@@ -549,11 +584,14 @@ cdef inline void fastopen_remove(engine_t* e, tcb_t* sk, bint reset) noexcept no
     if sk.fo_listener == 0:
         pool_free(&e.ext, x)
         return
-    l = lst_at(e, sk.fo_listener)
+    li = sk.fo_listener
+    l = lst_at(e, li)
     sk.fo_listener = 0
     l.fo_qlen -= 1
     if not reset or not l.listening or not sk.sflags & SF_ACCEPTED:
         pool_free(&e.ext, x)
+        if l.sk == 0:
+            lst_put(e, li)
         return
     ext = ext_at(e, x)
     ext.next = 0
