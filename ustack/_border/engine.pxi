@@ -453,11 +453,16 @@ cdef class Engine:
 
     # ---- blocked calls of the manual driver -----------------------------------------------------------------------------------
     def wait(self, uint64_t h, uint32_t events, deadline=None, bint exclusive=False):
-        """Queue a blocked call; returns a waiter for wait_state and wait_done."""
+        """Queue a blocked call until a wake-up with one of the poll bits `events` (0: until the socket no longer lingers). Returns a
+        waiter for wait_state and wait_done, or 0 if the call need not wait any more."""
         cdef ns_t t = NS_NEVER if deadline is None else deadline
+        cdef idx_t w = 0
+        cdef bint failed = False
         cdef tcb_t* sk = self._enter(h)
-        cdef idx_t w = user_wait(self.e, sk, events, exclusive, t, NULL, 0)
-        self._leave(0 if w else -E_NOBUFS, "too many blocked calls")
+        if must_wait(self.e, sk, events):
+            w = user_wait(self.e, sk, events, exclusive, t, NULL, 0)
+            failed = w == 0
+        self._leave(-E_NOBUFS if failed else 0, "too many blocked calls")
         return w
 
     def wait_state(self, uint32_t w):
@@ -472,6 +477,13 @@ cdef class Engine:
         acquire(self.e, &self.s)
         user_wait_done(self.e, w)
         release(self.e, &self.s)
+
+
+cdef inline bint must_wait(engine_t* e, tcb_t* sk, uint32_t events) noexcept nogil:
+    """Whether a call that found nothing has still nothing: looked at under the lock that queues it, so no wake-up is lost."""
+    if events == 0:
+        return close_is_lingering(sk)
+    return not user_poll(e, sk) & (events | POLLERR | POLLHUP)
 
 
 cdef uint32_t frame_pieces(txframe_t* f, bint gso, uint8_t** p, uint32_t* lens, int64_t* ats, uint16_t* sizes) noexcept nogil:

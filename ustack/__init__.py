@@ -1,0 +1,8 @@
+"""ustack: a userspace TCP/IPv4 stack whose listen path is Linux's."""
+
+from ustack._fastpath import Engine, parse
+from ustack._socket import Socket
+from ustack.clock import VirtualClock
+from ustack.stack import Stack
+
+__all__ = ["Engine", "Socket", "Stack", "VirtualClock", "parse"]

@@ -1,0 +1,547 @@
+"""Socket: `socket.socket` on a ustack stack (TCP over IPv4).
+
+A method makes one attempt on the engine; where Linux would block, the attempt raises WouldBlock with the wait (poll mask, deadline) and the
+driver waits: the threaded driver on a semaphore, the manual driver by running the virtual clock. Blocking follows Python's rules for
+settimeout() and, for a blocking socket, SO_RCVTIMEO / SO_SNDTIMEO (EAGAIN) as Linux does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import socket as _std
+import struct
+import warnings
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ustack.drivers.manual import WouldBlock
+from ustack.errors import failure
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from ustack.stack import Stack
+
+POLLIN, POLLPRI, POLLOUT, POLLERR, POLLHUP, POLLRDHUP = 0x001, 0x002, 0x004, 0x008, 0x010, 0x2000
+MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_ERRQUEUE = 0x1, 0x2, 0x20, 0x40, 0x100, 0x2000
+MSG_FASTOPEN = 0x20000000
+_WOULD_BLOCK = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
+
+Address = tuple[str, int]
+
+
+def _pair(address: Any) -> Address:
+    """(host, port) of an AF_INET address; names are for the caller to resolve."""
+    if not isinstance(address, tuple) or len(address) != 2:
+        raise TypeError("an address is a tuple (host, port)")
+    host, port = address
+    if not isinstance(port, int):
+        raise TypeError(f"a port is an int, not {type(port).__name__}")
+    if not 0 <= port <= 65535:
+        raise OverflowError("a port is from 0 to 65535")
+    host = {"localhost": "127.0.0.1", "<any>": ""}.get(host, host)
+    return ("" if host in ("", "0.0.0.0") else host), port
+
+
+class Socket:
+    """A TCP socket of a Stack; made by stack.socket(), create_server(), create_connection() or accept()."""
+
+    family = _std.AF_INET
+    type = _std.SOCK_STREAM
+    proto = _std.IPPROTO_TCP
+
+    def __init__(self, stack: Stack, handle: int | None = None) -> None:
+        self._stack = stack
+        self._driver = stack._driver
+        self._engine = stack.engine
+        self._handle = stack.engine.socket() if handle is None else handle
+        self._timeout: float | None = stack.default_timeout
+        self._closed = False
+        self._io_refs = 0
+        self._close_later = False
+        self._fd: Any = None
+        stack._register(self)
+
+    # ---- plumbing ----------------------------------------------------------------------------------------------------------
+    @property
+    def handle(self) -> int:
+        """The engine's handle; EBADF once closed."""
+        if self._closed:
+            raise failure(errno.EBADF, None)
+        return self._handle
+
+    def _deadline(self, rcv: bool) -> tuple[int | None, bool]:
+        """(absolute ns or None, whether it is Python's timeout and not SO_*TIMEO)."""
+        if self._timeout is not None:
+            return self._driver.now_ns() + round(self._timeout * 1e9), True
+        own = self._engine.timeouts(self.handle)[0 if rcv else 1]
+        return (None if own is None else self._driver.now_ns() + own), False
+
+    def _block(self, exc: OSError, mask: int, deadline: tuple[int | None, bool] | None, rcv: bool,
+               exclusive: bool = False, flags: int = 0) -> NoReturn:
+        """After EAGAIN: raise it as it is if non-blocking, else ask the driver to wait."""
+        if self._timeout == 0 or flags & MSG_DONTWAIT:
+            raise exc
+        at, pythons = deadline if deadline is not None else self._deadline(rcv)
+        if at is not None and at <= self._driver.now_ns() and not pythons:
+            raise exc
+
+        def expired() -> NoReturn:
+            if pythons:
+                raise TimeoutError("timed out")
+            raise exc
+
+        raise WouldBlock((self.handle, mask, at, exclusive), expired)
+
+    # ---- life --------------------------------------------------------------------------------------------------------------
+    def bind(self, address: Any) -> None:
+        host, port = _pair(address)
+        self._driver.before_call()
+        self._engine.bind(self.handle, host, port)
+
+    def listen(self, backlog: int = 128) -> None:
+        """Listen, or change the limit of a listener. The accept queue holds backlog + 1 (facts A6); -1 means somaxconn."""
+        self._driver.before_call()
+        self._engine.listen(self.handle, backlog)
+        self._driver.kick()
+
+    def accept(self) -> tuple[Socket, Address]:
+        """The oldest connection in the accept queue and the peer's address."""
+        deadline: tuple[int | None, bool] | None = None
+
+        def attempt() -> tuple[int, Address]:
+            nonlocal deadline
+            try:
+                return self._engine.accept(self.handle)
+            except BlockingIOError as exc:
+                deadline = deadline or (None if self._timeout == 0 else self._deadline(True))
+                self._block(exc, POLLIN, deadline, True, exclusive=True)
+
+        def made(result: tuple[int, Address]) -> tuple[Socket, Address]:
+            return Socket(self._stack, result[0]), result[1]
+
+        return self._driver.call(attempt, made)
+
+    def connect(self, address: Any) -> None:
+        """Connect; BlockingIOError(EINPROGRESS) on a non-blocking socket. Raises the connection's error, or TimeoutError."""
+        host, port = _pair(address)
+        deadline: tuple[int | None, bool] | None = None
+        started = False
+
+        def attempt() -> None:
+            nonlocal deadline, started
+            try:
+                if started:
+                    self._engine.connect_result(self.handle)
+                else:
+                    started = True
+                    self._engine.connect(self.handle, host, port)
+            except BlockingIOError as exc:
+                deadline = deadline or (None if self._timeout == 0 else self._deadline(False))
+                self._block(exc, POLLOUT, deadline, False)
+
+        self._driver.call(attempt)
+
+    def connect_ex(self, address: Any) -> int:
+        try:
+            self.connect(address)
+        except TimeoutError as exc:
+            return exc.errno or errno.EAGAIN
+        except OSError as exc:
+            return exc.errno or errno.EIO
+        return 0
+
+    def disconnect(self) -> None:
+        """connect() to AF_UNSPEC: abort the connection and be an unconnected socket again."""
+        self._driver.before_call()
+        self._engine.disconnect(self.handle)
+        self._driver.kick()
+
+    def shutdown(self, how: int) -> None:
+        self._driver.before_call()
+        try:
+            self._engine.shutdown(self.handle, how)
+        finally:
+            self._driver.kick()
+
+    def close(self) -> None:
+        """Close; with SO_LINGER on, waits for the FIN to be acknowledged as long as it says (facts K1)."""
+        if self._closed:
+            return
+        if self._io_refs > 0:
+            self._close_later = True
+            return
+        handle = self._handle
+        self._closed = True
+        self._stack._forget(self)
+        if self._fd is not None:
+            self._stack._drop_fd(handle)
+            self._fd = None
+        started = False
+        left = 0
+
+        def attempt() -> None:
+            nonlocal started, left
+            if not started:
+                started = True
+                left = self._engine.close(handle, wait=True)
+                if left:
+                    left += self._driver.now_ns()
+            elif not self._engine.lingering(handle):
+                return self._engine.close_finish(handle)
+            if left:
+                raise WouldBlock((handle, 0, left, False), lambda: self._engine.close_finish(handle))
+
+        with contextlib.suppress(BrokenPipeError):
+            if not self._stack.stopped:
+                self._driver.call(attempt)
+
+    def detach(self) -> int:
+        """Give up the object without closing: returns the engine's handle (usable with Socket(stack, handle))."""
+        handle = self.handle
+        self._closed = True
+        self._stack._forget(self)
+        return handle
+
+    def __enter__(self) -> Socket:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if not getattr(self, "_closed", True) and not self._stack.stopped:
+            _warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            with contextlib.suppress(Exception):
+                self._closed = True
+                self._engine.close(self._handle)
+                self._driver.kick()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ustack socket cannot be pickled: it lives in its stack")
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<ustack.Socket [closed] of {self._stack.name}>"
+        try:
+            return f"<ustack.Socket handle={self._handle & 0xFFFFFFFF} laddr={self.getsockname()} of {self._stack.name}>"
+        except OSError:
+            return f"<ustack.Socket of {self._stack.name}>"
+
+    # ---- data --------------------------------------------------------------------------------------------------------------
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        """Up to bufsize bytes; b"" at the end of the stream."""
+        if bufsize < 0:
+            raise ValueError("negative buffersize in recv")
+        self._driver.before_call()
+        if not flags & MSG_WAITALL:
+            try:
+                data = self._engine.recv(self.handle, bufsize, flags)
+                self._driver.kick()
+                return data
+            except BlockingIOError:
+                if self._timeout == 0 or flags & MSG_DONTWAIT:
+                    raise
+        buffer = bytearray(bufsize)
+        return self._recv_into(memoryview(buffer), flags, lambda n: bytes(buffer[:n]))
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        view = memoryview(buffer).cast("B")
+        if nbytes:
+            view = view[:nbytes]
+        return self._recv_into(view, flags)
+
+    def _recv_into(self, view: memoryview, flags: int, finish: Callable[[int], Any] | None = None) -> Any:
+        deadline: tuple[int | None, bool] | None = None
+        got = 0
+        want = len(view)
+        target = 1
+        if flags & MSG_WAITALL:
+            target = want
+        elif not flags & MSG_DONTWAIT and self._timeout != 0:
+            target = max(1, min(self._stack.lowat(self), want))
+
+        def attempt() -> int:
+            nonlocal deadline, got
+            while True:
+                try:
+                    n = self._engine.recv_into(self.handle, view[got:], flags & ~MSG_WAITALL)
+                except BlockingIOError as exc:
+                    if got and (self._timeout == 0 or flags & MSG_DONTWAIT):
+                        return got
+                    deadline = deadline or (None if self._timeout == 0 else self._deadline(True))
+                    try:
+                        self._block(exc, POLLIN, deadline, True, flags=flags)
+                    except WouldBlock as block:
+                        if got:
+                            block.on_timeout = lambda: got
+                        raise
+                except OSError:
+                    if got:
+                        return got
+                    raise
+                if flags & (MSG_PEEK | MSG_OOB) or n == 0:
+                    return got + n
+                got += n
+                if got >= target:
+                    return got
+
+        if want == 0:
+            n = self._engine.recv_into(self.handle, view, flags)
+            return finish(n) if finish else n
+        return self._driver.call(attempt, finish)
+
+    def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, None]:
+        """As recv; a stream has no sender address per read."""
+        return self.recv(bufsize, flags), None
+
+    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        """Bytes taken. Blocking: all of them, as Linux's blocking send does; non-blocking: as many as fit."""
+        if self._timeout == 0 or flags & MSG_DONTWAIT:
+            self._driver.before_call()
+            try:
+                return self._engine.send(self.handle, data, flags)
+            finally:
+                self._driver.kick()
+        return self._send(memoryview(data).cast("B"), flags, self._timeout is None)
+
+    def _send(self, view: memoryview, flags: int, whole: bool, finish: Callable[[int], Any] | None = None) -> Any:
+        deadline: tuple[int | None, bool] | None = None
+        sent = 0
+        size = len(view)
+
+        def attempt() -> int:
+            nonlocal deadline, sent
+            while True:
+                try:
+                    sent += self._engine.send(self.handle, view[sent:], flags)
+                except BlockingIOError as exc:
+                    deadline = deadline or self._deadline(False)
+                    if exc.errno == errno.EINPROGRESS:
+                        raise
+                    try:
+                        self._block(exc, POLLOUT, deadline, False, flags=flags)
+                    except WouldBlock as block:
+                        if sent and not (whole and deadline[1]):
+                            block.on_timeout = lambda: sent
+                        raise
+                except OSError:
+                    if sent:
+                        return sent
+                    raise
+                if sent >= size or not whole:
+                    return sent
+
+        return self._driver.call(attempt, finish)
+
+    def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
+        """Send everything or raise; a timeout counts for the whole."""
+        view = memoryview(data).cast("B")
+
+        def whole(sent: int) -> None:
+            if sent < len(view):
+                raise failure(errno.EAGAIN, f"only {sent} of {len(view)} bytes could be sent in SO_SNDTIMEO")
+
+        self._send(view, flags, True, whole)
+
+    def sendto(self, data: ReadableBuffer, *args: Any) -> int:
+        """sendto(data, [flags,] address): with MSG_FASTOPEN opens the connection with data in the SYN; else as send."""
+        flags, address = (args[0], args[1]) if len(args) == 2 else (0, args[0] if args else None)
+        if not flags & MSG_FASTOPEN:
+            return self.send(data, flags)
+        host, port = _pair(address)
+        view = memoryview(data).cast("B")
+        deadline: tuple[int | None, bool] | None = None
+        phase = 0
+        sent = 0
+
+        def attempt() -> int:
+            nonlocal deadline, phase, sent
+            try:
+                if phase == 0:
+                    phase = 1
+                    return self._engine.send_fastopen(self.handle, view, flags, host, port)
+                if phase == 1:
+                    self._engine.connect_result(self.handle)
+                    phase = 2
+                sent += self._engine.send(self.handle, view[sent:], flags & ~MSG_FASTOPEN)
+                return sent
+            except BlockingIOError as exc:
+                deadline = deadline or (None if self._timeout == 0 else self._deadline(False))
+                self._block(exc, POLLOUT, deadline, False, flags=flags)
+
+        return self._driver.call(attempt)
+
+    def sendmsg(self, buffers: Iterable[ReadableBuffer], ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
+        """Gathering send; control messages have no meaning for TCP here and must be empty."""
+        if tuple(ancdata):
+            raise failure(errno.EINVAL, "no control message is defined for sending on TCP here")
+        return self.send(b"".join(bytes(b) for b in buffers), flags)
+
+    def sendfile(self, file: io.BufferedIOBase, offset: int = 0, count: int | None = None) -> int:
+        """Send a file's bytes from offset; the number sent. The file position ends behind the last byte sent."""
+        if self._timeout == 0:
+            raise ValueError("non-blocking sockets are not supported")
+        if offset:
+            file.seek(offset)
+        total = 0
+        try:
+            while count is None or total < count:
+                block = file.read(min(262144, count - total) if count is not None else 262144)
+                if not block:
+                    break
+                self.sendall(block)
+                total += len(block)
+        finally:
+            if total and file.seekable():
+                file.seek(offset + total)
+        return total
+
+    def makefile(self, mode: str = "r", buffering: int | None = None, *, encoding: str | None = None,
+                 errors: str | None = None, newline: str | None = None) -> Any:
+        """A file object as socket.socket.makefile gives."""
+        if not set(mode) <= {"r", "w", "b"}:
+            raise ValueError(f"invalid mode {mode!r} (only r, w, b allowed)")
+        writing = "w" in mode
+        reading = "r" in mode or not writing
+        raw = _SocketIO(self, ("r" if reading else "") + ("w" if writing else ""))
+        self._io_refs += 1
+        if buffering is None:
+            buffering = -1
+        if buffering < 0:
+            buffering = io.DEFAULT_BUFFER_SIZE
+        if buffering == 0:
+            if "b" not in mode:
+                raise ValueError("unbuffered streams must be binary")
+            return raw
+        buffer: Any
+        if reading and writing:
+            buffer = io.BufferedRWPair(raw, raw, buffering)
+        elif reading:
+            buffer = io.BufferedReader(raw, buffering)
+        else:
+            buffer = io.BufferedWriter(raw, buffering)
+        if "b" in mode:
+            return buffer
+        text = io.TextIOWrapper(buffer, encoding, errors, newline)
+        text.mode = mode  # type: ignore[misc]
+        return text
+
+    def _decref_io(self) -> None:
+        self._io_refs -= 1
+        if self._io_refs <= 0 and self._close_later:
+            self.close()
+
+    # ---- options and names -------------------------------------------------------------------------------------------------
+    def settimeout(self, value: float | None) -> None:
+        """None: block; 0: never block; else seconds after which a call raises TimeoutError."""
+        if value is not None and value < 0:
+            raise ValueError("Timeout value out of range")
+        self._timeout = value
+
+    def gettimeout(self) -> float | None:
+        return self._timeout
+
+    def setblocking(self, flag: bool) -> None:
+        self.settimeout(None if flag else 0.0)
+
+    def getblocking(self) -> bool:
+        return self._timeout != 0
+
+    timeout = property(gettimeout)
+
+    def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None) -> None:
+        """value: an int or the option's bytes (struct linger, timeval, a congestion control's name ...)."""
+        if value is None:
+            value = bytes(optlen or 0)
+        self._driver.before_call()
+        try:
+            self._engine.setsockopt(self.handle, level, optname, value)
+        finally:
+            self._driver.kick()
+
+    def getsockopt(self, level: int, optname: int, buflen: int = 0) -> Any:
+        """An int, or with buflen the option's bytes."""
+        self._driver.before_call()
+        raw = self._engine.getsockopt(self.handle, level, optname, buflen or 4)
+        if buflen:
+            return raw
+        return struct.unpack("i", raw.ljust(4, b"\0"))[0] if len(raw) >= 4 else int.from_bytes(raw, "little")
+
+    def getsockname(self) -> Address:
+        return self._engine.getsockname(self.handle)
+
+    def getpeername(self) -> Address:
+        return self._engine.getpeername(self.handle)
+
+    def poll(self) -> int:
+        """The poll mask now, in Linux's bits (IN 1, PRI 2, OUT 4, ERR 8, HUP 0x10, RDNORM 0x40, WRNORM 0x100, RDHUP 0x2000)."""
+        self._driver.before_call()
+        return self._engine.poll_mask(self.handle)
+
+    def ioctl(self, request: int) -> int:
+        """SIOCINQ, SIOCOUTQ, SIOCOUTQNSD, SIOCATMARK: the value."""
+        return self._engine.ioctl(self.handle, request)
+
+    def fileno(self) -> int:
+        """A real descriptor that polls readable and writable as the socket does; -1 once closed."""
+        if self._closed:
+            return -1
+        if self._fd is None:
+            self._fd = self._stack._make_fd(self._handle)
+        return int(self._fd)
+
+    def get_inheritable(self) -> bool:
+        return False
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        if inheritable:
+            raise failure(errno.EINVAL, "a ustack socket cannot be passed to another process")
+
+
+class _SocketIO(io.RawIOBase):
+    """Raw file over a Socket, for makefile()."""
+
+    def __init__(self, sock: Socket, mode: str) -> None:
+        super().__init__()
+        self._sock = sock
+        self._mode = mode
+        self._timed_out = False
+
+    def readable(self) -> bool:
+        return "r" in self._mode and not self.closed
+
+    def writable(self) -> bool:
+        return "w" in self._mode and not self.closed
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        if self._timed_out:
+            raise OSError("cannot read from timed out object")
+        try:
+            return self._sock.recv_into(buffer)
+        except TimeoutError:
+            self._timed_out = True
+            raise
+        except BlockingIOError:
+            return None
+
+    def write(self, data: ReadableBuffer) -> int | None:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return None
+
+    @property
+    def name(self) -> int:
+        return self._sock.fileno() if not self.closed else -1
+
+    @property
+    def mode(self) -> str:
+        return self._mode + "b"
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._sock._decref_io()

@@ -1,0 +1,1 @@
+"""Drivers: what turns the crank of the sans-I/O engine."""

@@ -1,0 +1,251 @@
+"""Stack: an engine, a link and a driver; the object users hold.
+
+`Stack(link, address)` runs at once on an engine thread; `Stack(link, address, clock=VirtualClock())` is driven by hand in virtual time.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import itertools
+import logging
+import os
+import struct
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ustack import _fastpath
+from ustack._socket import Socket, _pair
+from ustack.clock import VirtualClock
+from ustack.drivers.manual import Completion, ManualDriver
+from ustack.errors import failure
+from ustack.route import parse_address, parse_route
+from ustack.sysctl import Sysctl
+
+if TYPE_CHECKING:
+    from ustack.links.base import Link
+
+log = logging.getLogger("ustack")
+_names = itertools.count()
+
+
+class Stack:
+    """A TCP/IPv4 stack.
+
+    link     a Link (TunLink, RawLink, MemoryLink, ...); None with a VirtualClock: packets go through inject() and run_until().
+    address  "a.b.c.d/len", several of them, or a whole prefix ("192.0.2.0/24": every address of it is ours).
+    sysctl   {"net.ipv4.tcp_syncookies": 2, ...}: the stack's own, by Linux names.
+    seed     int or bytes: all randomness (ISN, cookies, ports, hash keys); default: os.urandom, or a constant in virtual time.
+    clock    a VirtualClock for the manual driver. mtu: the link's, default 1500. ehash_entries: buckets of the connection table.
+    default_route  every unicast destination is reachable through the link; False: only prefixes of addresses and routes added.
+    """
+
+    def __init__(self, link: Link | None, address: str | Iterable[str], *, sysctl: Mapping[str, object] | None = None,
+                 seed: int | bytes | None = None, name: str | None = None, clock: VirtualClock | None = None,
+                 ehash_entries: int | None = None, mtu: int | None = None, wall_offset_ns: int | None = None,
+                 cookie_phase_ns: int = 0, default_route: bool = True, limits: Mapping[str, int] | None = None) -> None:
+        self.name = name or f"stack{next(_names)}"
+        self.stopped = False
+        self.default_timeout: float | None = None
+        self._sockets: weakref.WeakSet[Socket] = weakref.WeakSet()
+        if isinstance(address, str):
+            address = [address]
+        addresses = list(address)
+        for one in addresses:
+            ipaddress.IPv4Interface(one)
+        self.clock = clock
+        self.tap: Any = None
+        if mtu is None:
+            mtu = link.mtu if link is not None and link.mtu else 1500
+        if seed is None and clock is None:
+            seed = os.urandom(32)
+        if wall_offset_ns is None:
+            wall_offset_ns = clock.wall if clock is not None else _wall_offset()
+        self.engine = _fastpath.Engine(
+            addresses, sysctl=sysctl, seed=seed, wall_offset_ns=wall_offset_ns, now=0 if clock is not None else time.monotonic_ns(),
+            ehash_entries=ehash_entries or 0, mtu=mtu, cookie_phase_ns=cookie_phase_ns, default_route=default_route,
+            limits=dict(limits) if limits else None,
+        )
+        self.sysctl = Sysctl(self.engine)
+        self.link_device = link
+        self._driver: Any
+        if clock is not None:
+            self._driver = ManualDriver(self.engine, clock)
+            if link is not None:
+                link.attach_manual(self, self._driver)
+        else:
+            if link is None:
+                raise ValueError("a stack without a VirtualClock needs a link: TunLink(name), RawLink(ifname), MemoryLink() ...")
+            from ustack.drivers.threaded import ThreadedDriver
+
+            self._driver = ThreadedDriver(self, self.engine, link)
+        self._driver.start()
+        entries = _fastpath.ehash_entries(self.engine)
+        log.info("TCP established hash table entries: %d", entries)
+        log.info("TCP: Hash tables configured (established %d bind %d)", entries, 65536)
+
+    # ---- sockets -----------------------------------------------------------------------------------------------------------
+    def socket(self, family: int = 2, type: int = 1, proto: int = 0) -> Socket:
+        """A TCP socket of this stack; arguments as socket.socket (AF_INET, SOCK_STREAM)."""
+        self._alive()
+        if family != 2:
+            raise failure(errno.EAFNOSUPPORT, "ustack speaks IPv4 only")
+        if type & 0xF != 1 or proto not in (0, 6):
+            raise failure(errno.EPROTONOSUPPORT, "ustack speaks TCP only")
+        sock = Socket(self)
+        if type & 0x800:
+            sock.setblocking(False)
+        return sock
+
+    def create_server(self, address: Any, *, backlog: int | None = None, reuse_port: bool = False) -> Socket:
+        """Bind and listen, SO_REUSEADDR set, as socket.create_server. backlog None: somaxconn or 128, the smaller."""
+        sock = self.socket()
+        try:
+            sock.setsockopt(1, 2, 1)
+            if reuse_port:
+                sock.setsockopt(1, 15, 1)
+            sock.bind(_pair(address))
+            sock.listen(min(128, int(self.sysctl["net.core.somaxconn"])) if backlog is None else backlog)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def create_connection(self, address: Any, timeout: float | None = None, source_address: Any = None) -> Socket:
+        """Connect to (host, port), as socket.create_connection."""
+        sock = self.socket()
+        try:
+            if timeout is not None:
+                sock.settimeout(timeout)
+            if source_address:
+                sock.bind(source_address)
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    # ---- views -------------------------------------------------------------------------------------------------------------
+    def nstat(self, zeros: bool = False) -> dict[str, int]:
+        """The MIB counters by nstat's names, in the kernel's order; zeros on request."""
+        counters = _fastpath.counters(self.engine)
+        return counters if zeros else {k: v for k, v in counters.items() if v}
+
+    def drops(self) -> dict[str, int]:
+        """Packets discarded, by reason (Linux's names where the kernel has one)."""
+        return _fastpath.drop_counters(self.engine)
+
+    def ss(self, args: str = "-tan") -> list[dict[str, Any]]:
+        """The rows of `ss ARGS`: {"state", "recvq", "sendq", "local", "peer", "info"}."""
+        from ustack.observe import ss
+
+        return ss.rows(_fastpath.dump(self.engine), args)
+
+    def requests(self, listener: Socket | None = None) -> list[dict[str, Any]]:
+        """Every half-open connection (of one listener): age, retransmissions, next expiry, young or old, options."""
+        rows = [r for r in _fastpath.dump(self.engine) if r["kind"] == "req"]
+        if listener is not None:
+            addr, port = listener.getsockname()
+            rows = [r for r in rows if r["lport"] == port and addr in ("0.0.0.0", r["laddr"])]
+        return rows
+
+    def pools(self) -> dict[str, int]:
+        """Objects in use per pool; what a leak check compares."""
+        return _fastpath.pool_usage(self.engine)
+
+    # ---- configuration -----------------------------------------------------------------------------------------------------
+    def route(self, command: str) -> None:
+        """Words of `ip route`: "add 198.51.100.0/24 dev tun0 advmss 700", "change ... mtu lock 1300", "del ..."."""
+        op, fields = parse_route(command)
+        _fastpath.change_route(self.engine, op, fields)
+
+    def address(self, op: str, text: str) -> None:
+        """Words of `ip addr`: address("add", "192.0.2.3/24 dev tun0"), address("del", ...)."""
+        addr, plen = parse_address(text)
+        _fastpath.change_address(self.engine, op, addr, plen)
+
+    def link(self, mtu: int | None = None) -> None:
+        """Words of `ip link set`: a new MTU takes effect at once, as on a device."""
+        if mtu is not None:
+            _fastpath.set_mtu(self.engine, mtu)
+
+    def set_cookie_phase(self, phase_ns: int) -> None:
+        """Shift the minutes in which SYN cookies age, in ns."""
+        _fastpath.set_cookie_phase(self.engine, phase_ns)
+
+    # ---- the manual driver ---------------------------------------------------------------------------------------------------
+    def _manual(self) -> ManualDriver:
+        if self.clock is None:
+            raise RuntimeError("only a stack with a VirtualClock is driven by hand; this one runs on its engine thread")
+        return self._driver  # type: ignore[no-any-return]
+
+    def inject(self, packet: bytes, at: int | None = None, csum: int = 0, gso_size: int = 0) -> int:
+        """One packet from the network at virtual time `at` (ns; default now). Returns the drop reason's number, 0 = taken."""
+        return self._manual().inject(packet, at, csum, gso_size)
+
+    def run_until(self, t: int) -> list[Any]:
+        """Fire every timer up to and including t; [(time, packet), ...] of all that was sent since the last take."""
+        driver = self._manual()
+        driver.clock.advance(t)
+        return driver.take()
+
+    def take(self) -> list[Any]:
+        """What was sent since the last take, without moving the clock."""
+        return self._manual().take()
+
+    def next_timeout(self) -> int | None:
+        """Virtual time of the next timer of this stack, or None."""
+        return self._manual().next_timeout()
+
+    def submit(self, sock: Socket, op: str, *args: Any, **kwargs: Any) -> Completion:
+        """Start sock.op(*args); if it would block it completes while the clock runs: Completion(done, result, errno, at)."""
+        return self._manual().submit(lambda: getattr(sock, op)(*args, **kwargs))
+
+    # ---- used by Socket ------------------------------------------------------------------------------------------------------
+    def _register(self, sock: Socket) -> None:
+        self._sockets.add(sock)
+
+    def _forget(self, sock: Socket) -> None:
+        self._sockets.discard(sock)
+
+    def lowat(self, sock: Socket) -> int:
+        """SO_RCVLOWAT: what a blocking recv waits for."""
+        return int(struct.unpack("i", self.engine.getsockopt(sock.handle, 1, 18, 4))[0])
+
+    def _make_fd(self, handle: int) -> Any:
+        return self._driver.make_fd(handle)
+
+    def _drop_fd(self, handle: int) -> None:
+        self._driver.drop_fd(handle)
+
+    def _alive(self) -> None:
+        if self.stopped:
+            raise failure(errno.EBADF, "the stack was stopped")
+
+    # ---- end -----------------------------------------------------------------------------------------------------------------
+    def stop(self) -> None:
+        """End the engine thread and the link; connections die without a word. Idempotent."""
+        if self.stopped:
+            return
+        self.stopped = True
+        self._driver.stop()
+        if self.link_device is not None:
+            self.link_device.close()
+
+    close = stop
+
+    def __enter__(self) -> Stack:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<ustack.Stack {self.name}{' (stopped)' if self.stopped else ''}>"
+
+
+def _wall_offset() -> int:
+    """What added to the monotonic clock gives the wall clock."""
+    return time.time_ns() - time.monotonic_ns()
