@@ -1,6 +1,7 @@
 # The one compiled unit. For now it only makes the core's leaf files compile together.
 
 cimport ustack.core.acceptq as acceptq
+cimport ustack.core.ack as ack
 cimport ustack.core.bind as bind
 cimport ustack.core.child as child
 cimport ustack.core.listen as listen

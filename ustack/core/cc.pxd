@@ -40,6 +40,7 @@ cdef struct cc_ops_t:
 
 cdef enum:
     CC_F_PACING = 1             # needs pacing
+    CC_F_ECN = 2                # needs ECN: asks for it in the SYN whatever tcp_ecn says, marks every segment
     CC_NAME_MAX = 16
 
 
@@ -73,6 +74,10 @@ cdef inline int cc_by_name(engine_t* e, const char* name, uint32_t n) noexcept n
         if size != 0 and size <= n and strncmp(known, name, n) == 0:
             return cc
     return -E_NOENT
+
+
+cdef inline bint cc_needs_ecn(engine_t* e, tcb_t* sk) noexcept nogil:
+    return sk.cc == CC_USER and e.cc_user != NULL and (cc_user_ops(e).flags & CC_F_ECN) != 0
 
 
 cdef inline void cc_init(engine_t* e, tcb_t* sk) noexcept nogil:
