@@ -284,7 +284,7 @@ cdef inline bint sk_stream_is_writeable(engine_t* e, tcb_t* sk) noexcept nogil:
 # ---- timers ------------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_reset_xmit_timer(engine_t* e, tcb_t* sk, uint8_t what, ns_t when) noexcept nogil:
     """Arm the retransmission timer for purpose `what` in `when` ns, at most tcp_rto_max."""
-    cdef ns_t top = e.cfg.tcp_rto_max_ms * 1000000
+    cdef ns_t top = (<ns_t> sk.rto_max_ms if sk.rto_max_ms else e.cfg.tcp_rto_max_ms) * 1000000
     if when > top:
         when = top
     sk.icsk_pending = what

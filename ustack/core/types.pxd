@@ -141,6 +141,22 @@ cdef struct seg_t:
     uint32_t tsecr
     sackblk_t sack[4]
 
+# Flags of send and receive calls.
+cdef enum:
+    MSG_OOB = 0x1
+    MSG_PEEK = 0x2
+    MSG_DONTROUTE = 0x4
+    MSG_CTRUNC = 0x8
+    MSG_TRUNC = 0x20
+    MSG_DONTWAIT = 0x40
+    MSG_EOR = 0x80
+    MSG_WAITALL = 0x100
+    MSG_ERRQUEUE = 0x2000
+    MSG_NOSIGNAL = 0x4000
+    MSG_MORE = 0x8000
+    MSG_ZEROCOPY = 0x4000000
+    MSG_FASTOPEN = 0x20000000
+
 # Errno values of Linux (x86 and ARM agree on these). The core returns them negated.
 cdef enum:
     E_PERM = 1

@@ -9,6 +9,7 @@ from libc.string cimport memset
 
 from ustack.core.cc cimport cc_cwnd_event, tcp_enter_cwr
 from ustack.core.cwnd cimport CA_EVENT_TX_START
+from ustack.core.errq cimport tcp_sent_tstamp
 from ustack.core.ipout cimport INET_ECN_ECT_0, INET_ECN_MASK, ipout_frame
 from ustack.core.fastopen_client cimport FO_NO_OPTION
 from ustack.core.mss cimport (
@@ -273,6 +274,8 @@ cdef inline int tcp_transmit_skb_(engine_t* e, tcb_t* sk, srec_t* r, idx_t i, ui
     if err > 0:
         tcp_enter_cwr(e, sk)
     if err == 0 and i:
+        if r.tstamp_flags:
+            tcp_sent_tstamp(e, sk, r)
         tcp_update_after_send(e, sk, r, i, prior_wstamp)
         tcp_rate_skb_sent(e, sk, r)
     return err
