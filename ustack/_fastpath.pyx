@@ -4,7 +4,9 @@ cimport ustack.core.acceptq as acceptq
 cimport ustack.core.ack as ack
 cimport ustack.core.bind as bind
 cimport ustack.core.child as child
+cimport ustack.core.errq as errq
 cimport ustack.core.listen as listen
+cimport ustack.core.sendmsg as sendmsg
 cimport ustack.core.synack as synack
 cimport ustack.core.cc as cc
 cimport ustack.core.challenge as challenge
