@@ -46,6 +46,7 @@ cimport ustack.core.siphash as siphash
 cimport ustack.core.skmem as skmem
 cimport ustack.core.stats as stats
 cimport ustack.core.syn as syn
+cimport ustack.core.timers as timers
 cimport ustack.core.timewait as timewait
 cimport ustack.core.tx as tx
 cimport ustack.core.wheel as wheel
