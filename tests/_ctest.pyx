@@ -15,7 +15,9 @@ cimport ustack.core.ring as ri
 cimport ustack.core.rtt as rt
 cimport ustack.core.seqno as sq
 cimport ustack.core.siphash as sh
+cimport ustack.core.records as rec
 cimport ustack.core.stats as st
+cimport ustack.core.tx as tx
 cimport ustack.core.types as ty
 cimport ustack.core.wheel as wh
 cimport ustack.core.wire as wi
@@ -677,3 +679,32 @@ cdef class EHash:
         cdef uint32_t at = pos
         ref = eh.ehash_walk_some(&self.h, &bucket, &at, &budget)
         return self.entry(ref), bucket, at, budget
+
+
+# ---- tx
+
+def tx_cut(hdr, payload, int split, int gso_size, bint partial=True):
+    # The packets of one frame whose payload lies in two ranges, cut at split; and the frame as a whole.
+    cdef rec.txframe_t f
+    cdef Block h = Block(hdr)
+    cdef Block a = Block(payload[:split])
+    cdef Block b = Block(payload[split:])
+    cdef Block out
+    cdef uint32_t i
+    memset(&f, 0, sizeof(rec.txframe_t))
+    memcpy(f.hdr, h.p, <size_t>h.n)
+    f.hlen = <uint32_t>h.n
+    f.p0 = a.p
+    f.l0 = <uint32_t>a.n
+    f.p1 = b.p
+    f.l1 = <uint32_t>b.n
+    f.gso_size = <uint16_t>gso_size
+    f.flags = rec.TXF_CSUM_PARTIAL if partial else 0
+    packets = []
+    for i in range(tx.tx_segs(&f)):
+        out = Block(bytes(tx.tx_seg_len(&f, i)))
+        assert tx.tx_segment(&f, i, out.p) == out.n
+        packets.append(out.get())
+    out = Block(bytes(tx.tx_len(&f)))
+    assert tx.tx_whole(&f, out.p) == out.n
+    return packets, out.get()

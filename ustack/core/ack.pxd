@@ -21,6 +21,7 @@ from ustack.core.cwnd cimport (
     CA_ACK_ECE, CA_ACK_SLOWPATH, CA_ACK_WIN_UPDATE, ack_sample_t, rate_sample_t, tcp_in_cwnd_reduction, tcp_is_reno, tcp_mstamp,
     tcp_stamp_us_delta, tcp_update_pacing_rate, us_of,
 )
+from ustack.core.errq cimport tcp_ack_tstamp
 from ustack.core.loss cimport (
     SR_ANY_RETRANS, tcp_check_sack_reordering, tcp_count_delivered, tcp_highest_sack_seq, tcp_rack_advance, tcp_rack_update_reo_wnd,
     tcp_remove_reno_sacks, tcp_skb_spurious_retrans,
@@ -166,7 +167,8 @@ cdef inline void tcp_clean_one(engine_t* e, tcb_t* sk, srec_t* r, uint8_t sacked
         c.flag |= FLAG_DATA_ACKED
 
 
-cdef inline void tcp_clean_walk(engine_t* e, tcb_t* sk, bint ece_ack, sack_state_t* state, clean_t* c) noexcept nogil:
+cdef inline void tcp_clean_walk(engine_t* e, tcb_t* sk, uint32_t prior_snd_una, bint ece_ack, sack_state_t* state,
+                                clean_t* c) noexcept nogil:
     """Take off the retransmit queue what SND.UNA has passed."""
     cdef idx_t i = sq_rtx_head(sk)
     cdef srec_t* r
@@ -185,6 +187,8 @@ cdef inline void tcp_clean_walk(engine_t* e, tcb_t* sk, bint ece_ack, sack_state
         else:
             pcount = r.pcount
         tcp_clean_one(e, sk, r, r.sacked, start, pcount, ece_ack, state, c)
+        if r.tstamp_flags:
+            tcp_ack_tstamp(e, sk, r, prior_snd_una)
         if not c.fully_acked:
             return
         sq_unlink_free(e, sk, i)
@@ -242,7 +246,7 @@ cdef inline int tcp_clean_rtx_queue(engine_t* e, tcb_t* sk, uint32_t prior_fack,
     memset(&c, 0, sizeof(clean_t))
     c.reord = sk.snd_nxt
     c.fully_acked = True
-    tcp_clean_walk(e, sk, ece_ack, state, &c)
+    tcp_clean_walk(e, sk, prior_snd_una, ece_ack, state, &c)
     head = sq_rtx_head(sk)
     if head == 0:
         tcp_chrono_stop(e, sk, CHRONO_BUSY)
