@@ -16,7 +16,7 @@ from ustack.core.ipout cimport ipout_ack_reply, ipout_rst_reply
 from ustack.core.listen cimport listener_successor
 from ustack.core.paws cimport tcp_ack_rate_limited, tcp_in_window, tcp_paws_reject
 from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqext_t
-from ustack.core.recovery cimport tcp_synack_rtt_meas
+from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.seqno cimport after, between, u32_max
 from ustack.core.sock cimport ext_at, lst_at, req_at, sk_at, sk_data_ready, tcp_clock_ms, tcp_clock_s
 from ustack.core.state cimport engine_t
