@@ -69,8 +69,6 @@ cdef inline int child_process_(engine_t* e, tcb_t* parent, tcb_t* child, seg_t* 
     reason = tcp_rcv_state_process(e, child, s)
     if child.state != TCP_SYN_RECV:
         sk_data_ready(e, parent)
-    if reason != 0:
-        ipout_rst_reply(e, s)
     return reason
 
 
