@@ -23,7 +23,7 @@ from ustack.core.stats cimport (
 from ustack.core.tcb cimport ICSK_ACK_NOMEM, ICSK_ACK_NOW, SF_DEAD, SF_URGINLINE, tcb_t
 
 cdef enum:
-    SK_GONE = -1                    # the socket was an orphan and has been freed
+    SK_GONE = -1                    # segment consumed, connection over: an orphan's sk has been freed
     # tcb.urg_state
     TCP_URG_NOTYET = 1
     TCP_URG_VALID = 2
@@ -104,8 +104,7 @@ cdef inline int queue_and_out_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     return DROP_NONE
 
 
-cdef inline int tcp_data_queue(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
-    """0: consumed; a drop reason; SK_GONE."""
+cdef inline int data_queue_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     cdef uint32_t win
     if s.seq == s.end_seq:
         return DROP_NONE
@@ -132,3 +131,11 @@ cdef inline int tcp_data_queue(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     if rcv_prepare(e, sk, s) < 0:
         return DROP_POOL_RCV
     return tcp_data_queue_ofo(e, sk, s)
+
+
+cdef inline int tcp_data_queue(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
+    """Queue the text of an acceptable segment. 0: consumed; a drop reason, counted for the socket; SK_GONE."""
+    cdef int reason = data_queue_(e, sk, s)
+    if reason > 0:
+        sk.drops += 1
+    return reason

@@ -267,10 +267,3 @@ cdef inline void tcp_delack_timer(engine_t* e, tcb_t* sk) noexcept nogil:
         sk.ato = ATO_MIN_NS
     tcp_send_ack(e, sk)
     mib_inc(&e.stats, MIB_TcpExtDelayedACKs)
-
-
-cdef inline void tcp_compack_timer(engine_t* e, tcb_t* sk) noexcept nogil:
-    """TM_COMPACK fired: one ACK for all that were compressed."""
-    if sk.compressed_ack:
-        sk.compressed_ack -= 1
-        tcp_send_ack(e, sk)

@@ -346,6 +346,7 @@ cdef struct tcb_t:
     uint8_t fastopen_connect    # TCP_FASTOPEN_CONNECT
     uint8_t fastopen_no_cookie
     uint8_t defer_connect
+    uint8_t write_pending       # a blocked send waits for the handshake: its data will carry the ACK of the SYN-ACK
     uint8_t fo_client_fail
     uint8_t syn_fastopen_ch     # client: Fast Open again after a black hole: success clears the black-hole count
     idx_t fo_ext                # client: cookie to send (ext record)
