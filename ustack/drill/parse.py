@@ -21,12 +21,13 @@ from lark.tree import Meta
 from ustack.drill import nodes
 from ustack.drill.codec import encode_options
 from ustack.drill.nodes import Direction, Pos, When
-from ustack.drill.source import DEFAULT_DEFINES, Source, parse_define
+from ustack.drill.source import DEFAULT_DEFINES, DEFINE_LINE, Source, parse_define
 
 TCP_FLAGS = {"F": 0x001, "S": 0x002, "R": 0x004, "P": 0x008, ".": 0x010, "U": 0x020, "E": 0x040, "W": 0x080,
              "A": 0x100}
 _ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\", '"': b'"', "a": b"\a", "b": b"\b",
             "f": b"\f", "v": b"\v"}
+_DEFINE = re.compile(r"^[ \t]*" + DEFINE_LINE, re.M)
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|.)|([^\\]+)", re.S)
 _TERMINAL_WORDS = {
     "INT": "an integer", "FLOAT": "a number", "HEX": "a hexadecimal number", "WORD": "a name",
@@ -91,6 +92,11 @@ def flags_text(bits: int) -> str:
     """The way back, for reports: letters in the usual order."""
     text = "".join(letter for letter in "SFRPEWAU" if bits & TCP_FLAGS[letter])
     return (text + ("." if bits & 0x10 else "")) or "-"
+
+
+def _unquoted(value: str) -> str:
+    """An option's value without quotes around the whole of it."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' and '"' not in value[1:-1] else value
 
 
 def _unescape(token: Token) -> bytes:
@@ -363,8 +369,7 @@ class _Builder(Transformer[Token, Any]):
         options = []
         while isinstance(c[0], Token):
             name, equals, value = c[0][2:].partition("=")
-            value = value[1:-1] if value[:1] == '"' and value[-1:] == '"' and len(value) > 1 else value
-            options.append(nodes.OptionLine(self.pos(c.pop(0)), name, value if equals else None))
+            options.append(nodes.OptionLine(self.pos(c.pop(0)), name, _unquoted(value) if equals else None))
         events = tuple(c[1:-1])
         self.check_times(events)
         return nodes.Script("", tuple(options), c[0], events, c[-1], self.source.lines)
@@ -403,9 +408,9 @@ def parse_text(text: str, path: str = "<script>", defines: Mapping[str, str] | N
     """Parse one script; `defines` are the command line's, stronger than the script's and the defaults."""
     # Option lines may define words too, so they are looked at before the real parse.
     merged = dict(DEFAULT_DEFINES)
-    for match in re.finditer(r"^[ \t]*--define=(?:\"([^\"\n]*)\"|(\S+))", text, re.M):
+    for match in _DEFINE.finditer(text):
         try:
-            merged.update([parse_define(match[1] or match[2])])
+            merged.update([parse_define(_unquoted(match[1]))])
         except ValueError as error:
             raise ScriptSyntaxError(path, Source(text, {}).place(match.start()), str(error)) from None
     source = Source(text, {**merged, **(defines or {})})

@@ -21,7 +21,8 @@ DEFAULT_DEFINES: dict[str, str] = {
     "CMSG_TYPE_RECVERR": "IP_RECVERR",
 }
 
-_OPAQUE = r'//[^\n]*|/\*(?:.|\n)*?\*/|`[^`]*`|%\{(?:.|\n)*?\}%|"(?:[^"\\\n]|\\.)*"'
+DEFINE_LINE = r"""--define=((?:"[^"\n]*"|`[^`]*`|[^\s"`])+)"""
+_OPAQUE = DEFINE_LINE.replace("((?:", "(?:(?:") + r'|//[^\n]*|/\*(?:.|\n)*?\*/|`[^`]*`|%\{(?:.|\n)*?\}%|"(?:[^"\\\n]|\\.)*"'
 _DEFINE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
