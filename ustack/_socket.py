@@ -481,6 +481,10 @@ class Socket:
         self._driver.before_call()
         return self._engine.poll_mask(self.handle)
 
+    def wakeups(self) -> int:
+        """The poll bits of all wake-ups since this was last asked (manual driver): what an EPOLLET watch goes by."""
+        return self._engine.wakeup_bits(self.handle)
+
     def ioctl(self, request: int) -> int:
         """SIOCINQ, SIOCOUTQ, SIOCOUTQNSD, SIOCATMARK: the value."""
         return self._engine.ioctl(self.handle, request)

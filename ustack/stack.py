@@ -166,10 +166,22 @@ class Stack:
         addr, plen = parse_address(text)
         _fastpath.change_address(self.engine, op, addr, plen)
 
-    def link(self, mtu: int | None = None) -> None:
-        """Words of `ip link set`: a new MTU takes effect at once, as on a device."""
+    def tcp_metrics_flush(self) -> None:
+        """`ip tcp_metrics flush`."""
+        _fastpath.flush_metrics(self.engine)
+
+    def link(self, mtu: int | None = None, *, refuse: bool | None = None, super_segments: bool | None = None) -> None:
+        """Words of `ip link set`: a new MTU takes effect at once, as on a device.
+
+        refuse          the device queue takes no packet (`tc qdisc ... pfifo limit 0`).
+        super_segments  manual driver: hand out (time, packet, gso_size) as the core made them, uncut.
+        """
         if mtu is not None:
             _fastpath.set_mtu(self.engine, mtu)
+        if refuse is not None:
+            _fastpath.set_refuse(self.engine, refuse)
+        if super_segments is not None:
+            self._manual().gso = super_segments
 
     def set_cookie_phase(self, phase_ns: int) -> None:
         """Shift the minutes in which SYN cookies age, in ns."""

@@ -287,6 +287,9 @@ class EchoStack:
     def route(self, text: str) -> None:
         pass
 
+    def tcp_metrics_flush(self) -> None:
+        pass
+
     def link(self, **settings: Any) -> None:
         pass
 

@@ -65,7 +65,8 @@ def _option_changes(packet: TcpPacket) -> Iterator[tuple[str, TcpPacket]]:
         elif option.name == "nop":
             changed = replace(option, name="eol")
         if changed is not None:
-            yield f"option {option.name}", replace(packet, options=(*options[:index], changed, *options[index + 1:]))
+            yield f"option {option.name}", replace(packet,
+                                                   options=(*options[:index], changed, *options[index + 1:]))
 
 
 def _rotated(options: tuple[TcpOption, ...]) -> tuple[TcpOption, ...]:
@@ -77,7 +78,8 @@ def _defines_isn(packet: TcpPacket, seen: list[bool]) -> bool:
     return bool(packet.flags & SYN) and not seen[0]
 
 
-def _packet_changes(packet: TcpPacket, live: tuple[Packet, ...], defines: bool) -> Iterator[tuple[str, TcpPacket]]:
+def _packet_changes(packet: TcpPacket, live: tuple[Packet, ...],
+                    defines: bool) -> Iterator[tuple[str, TcpPacket]]:
     for bit, name in ((FIN, "FIN"), (SYN, "SYN"), (RST, "RST"), (PSH, "PSH"), (ACK, "ACK"), (URG, "URG"),
                       (0x40, "ECE"), (0x80, "CWR"), (0x100, "AE")):
         yield f"flag {name}", replace(packet, flags=packet.flags ^ bit)

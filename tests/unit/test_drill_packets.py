@@ -53,16 +53,19 @@ def emitted(text: str, of: Flow, ttl: int = 64, tos: int = 0, **more: int) -> co
     """A live packet that says exactly `text` (an outbound line) on the flow."""
     p = line(text)
     syn = bool(p.flags & codec.SYN)
-    options = [replace(o, blocks=tuple((a + of.remote_offset(syn) & 0xFFFFFFFF, b + of.remote_offset(syn) & 0xFFFFFFFF)
+    options = [replace(o, blocks=tuple((a + of.remote_offset(syn) & 0xFFFFFFFF,
+                                        b + of.remote_offset(syn) & 0xFFFFFFFF)
                                        for a, b in o.blocks)) for o in p.options or ()]
     ack = ((p.ack or 0) + of.remote_offset(syn)) if p.flags & codec.ACK else 0
-    segment = codec.tcp(codec.address(US[0]), codec.address(PEER[0]), US[1], PEER[1], p.start + of.local_offset(syn),
+    segment = codec.tcp(codec.address(US[0]), codec.address(PEER[0]), US[1], PEER[1],
+                        p.start + of.local_offset(syn),
                         ack, p.flags, p.win or 0, p.urg, codec.encode_options(options),
                         bytes(p.length) if not more.get("fill") else b"\7" * p.length)
     return codec.decode(codec.ipv4(6, codec.address(US[0]), codec.address(PEER[0]), segment, tos, ttl))
 
 
-def same(expected: str, live: codec.Packet, of: Flow, options: Options = OPTIONS, part: Part | None = None) -> None:
+def same(expected: str, live: codec.Packet, of: Flow, options: Options = OPTIONS,
+         part: Part | None = None) -> None:
     compare_tcp(line(expected), live, of, options, part or Part())
 
 
@@ -75,7 +78,8 @@ def test_injected_packet_is_what_scapy_reads() -> None:
     assert (ip.src, ip.dst, ip.tos, ip.len) == (PEER[0], US[0], 3, len(raw)) and gso == 0
     tcp = ip[scapy.TCP]
     assert (tcp.sport, tcp.dport, tcp.seq, tcp.ack, tcp.window) == (4444, 8080, 1001, 0xFFFFFFF5, 99)
-    assert str(tcp.flags) == "PAE" and tcp.options[-1] == ("Timestamp", (7, 0)) and bytes(tcp.payload) == bytes(10)
+    assert str(tcp.flags) == "PAE" and tcp.options[-1] == ("Timestamp",
+                                                           (7, 0)) and bytes(tcp.payload) == bytes(10)
     sums = ip.chksum, tcp.chksum
     del ip.chksum, tcp.chksum
     again = scapy.IP(bytes(ip))
@@ -88,14 +92,16 @@ def test_accecn_count_is_three_bits() -> None:
 
 
 def test_sequence_numbers_wrap() -> None:
-    raw, _ = build_tcp(line("< . 1:1(0) ack 100 win 1 <nop,nop,sack 20:30>"), flow(live_remote_isn=0xFFFFFFFF), OPTIONS)
+    raw, _ = build_tcp(line("< . 1:1(0) ack 100 win 1 <nop,nop,sack 20:30>"),
+                       flow(live_remote_isn=0xFFFFFFFF), OPTIONS)
     tcp = codec.decode(raw).tcp
     assert tcp is not None and (tcp.seq, tcp.ack) == (0, 84)
     assert struct.unpack("!II", tcp.options[4:]) == (4, 14)
 
 
 def test_syn_uses_the_number_as_written() -> None:
-    raw, _ = build_tcp(line("< S 500:500(0) win 1"), flow(script_remote_isn=500, live_remote_isn=500), OPTIONS)
+    raw, _ = build_tcp(line("< S 500:500(0) win 1"), flow(script_remote_isn=500, live_remote_isn=500),
+                       OPTIONS)
     assert codec.decode(raw).tcp.seq == 500  # type: ignore[union-attr]
 
 
@@ -125,12 +131,14 @@ def test_icmp_quotes_our_segment() -> None:
     assert live.icmp is not None and live.icmp.quoted is not None and live.icmp.quoted.tcp is not None
     quoted = live.icmp.quoted
     assert (quoted.src, quoted.dst, quoted.total_length) == (US[0], PEER[0], 1040)
-    assert quoted.tcp is not None and (quoted.tcp.sport, quoted.tcp.dport, quoted.tcp.seq) == (8080, 4444, 0xFFFFFFF1)
+    assert quoted.tcp is not None and (quoted.tcp.sport, quoted.tcp.dport, quoted.tcp.seq) == (8080, 4444,
+                                                                                               0xFFFFFFF1)
     assert quoted.ip_csum_ok and codec.checksum(raw[20:]) == 0
 
 
 @pytest.mark.parametrize("text", [
-    "mss 1460,nop,wscale 7,sackOK,TS val 1 ecr 2", "FO abcd,nop,nop,nop,nop", "FO,nop,nop", "FOEXP 00112233", "FOEXP",
+    "mss 1460,nop,wscale 7,sackOK,TS val 1 ecr 2", "FO abcd,nop,nop,nop,nop", "FO,nop,nop", "FOEXP 00112233",
+                                  "FOEXP",
     "nop,nop,sack 1:2 3:4", "ECN e0b 1 ceb 2 e1b 3,nop", "ECN e1b 9,nop,nop,nop",
     "md5 00112233445566778899aabbccddeeff,nop,nop", "mss 536,eol,eol,eol,eol",
 ])
@@ -177,7 +185,8 @@ BASE = "> P. 1:11(10) ack 5 win 99 <nop,nop,TS val 7 ecr 9>"
 def test_equal_packets_are_equal() -> None:
     same(BASE, emitted(BASE, flow()), flow())
     same("> . 1:1(0) ack 1 <...>", emitted("> . 1:1(0) ack 1 win 7 <nop,nop,sack 5:6>", flow()), flow())
-    same("> . 1:1(0) ack 1 <nop,nop,sack 5:6>", emitted("> . 1:1(0) ack 1 <nop,nop,sack 5:6>", flow()), flow())
+    same("> . 1:1(0) ack 1 <nop,nop,sack 5:6>", emitted("> . 1:1(0) ack 1 <nop,nop,sack 5:6>", flow()),
+         flow())
 
 
 @pytest.mark.parametrize(("expected", "what"), [
@@ -216,14 +225,16 @@ def test_window_left_out_is_not_compared_but_ack_is() -> None:
 
 
 def _raw_ack_without_flag() -> bytes:
-    segment = codec.tcp(codec.address(US[0]), codec.address(PEER[0]), US[1], PEER[1], 0xFFFFFFF1, 77, codec.RST, 0, 0,
+    segment = codec.tcp(codec.address(US[0]), codec.address(PEER[0]), US[1], PEER[1], 0xFFFFFFF1, 77,
+                        codec.RST, 0, 0,
                         b"", b"")
     return codec.ipv4(6, codec.address(US[0]), codec.address(PEER[0]), segment)
 
 
 def test_timestamps_are_compared_only_with_a_tick() -> None:
     live = flow()
-    same("> . 1:1(0) ack 1 <nop,nop,TS val 100 ecr 0>", emitted("> . 1:1(0) ack 1 <nop,nop,TS val 7000 ecr 3>", live),
+    same("> . 1:1(0) ack 1 <nop,nop,TS val 100 ecr 0>",
+         emitted("> . 1:1(0) ack 1 <nop,nop,TS val 7000 ecr 3>", live),
          live, Options(tcp_ts_tick_usecs=1000))
     assert live.ts_live == {100: 7000} and live.ts_first == (100, 7000)
     later = emitted("> . 1:1(0) ack 1 <nop,nop,TS val 7050 ecr 3>", live)
@@ -259,7 +270,8 @@ def test_parts_of_a_super_segment() -> None:
     same(whole, first, flow(), part=Part(0, True, False))
     same(whole, middle, flow(), part=Part(1000, False, False))
     same(whole, last, flow(), part=Part(2000, False, True))
-    assert continues(first, middle, 1000) and continues(middle, last, 1000) and not continues(last, middle, 1000)
+    assert continues(first, middle, 1000) and continues(middle, last, 1000) and not continues(last, middle,
+                                                                                              1000)
     with pytest.raises(Difference, match="PSH"):
         same(whole, emitted("> F. 2001:2501(500) ack 1", flow()), flow(), part=Part(2000, False, True))
     with pytest.raises(Difference, match="FIN"):
@@ -267,13 +279,15 @@ def test_parts_of_a_super_segment() -> None:
     with pytest.raises(Difference, match="CWR"):
         same(whole, emitted("> W. 1001:2001(1000) ack 1", flow()), flow(), part=Part(1000, False, False))
     with pytest.raises(Difference, match="PSH"):
-        same("> . 1:2501(2500) ack 1", emitted("> P. 1:1001(1000) ack 1", flow()), flow(), part=Part(0, True, False))
+        same("> . 1:2501(2500) ack 1", emitted("> P. 1:1001(1000) ack 1", flow()), flow(),
+             part=Part(0, True, False))
 
 
 def test_parts_that_do_not_belong_together() -> None:
     first = emitted("> . 1:1001(1000) ack 1", flow())
     for other in ("> . 1002:2002(1000) ack 1", "> . 1001:2001(1000) ack 2", "> . 1001:2001(1000) ack 1 win 1",
-                  "> . 1001:2001(1000) ack 1 <nop,nop,nop,nop>", "> . 1001:2002(1001) ack 1", "> . 1001:1001(0) ack 1"):
+                  "> . 1001:2001(1000) ack 1 <nop,nop,nop,nop>", "> . 1001:2002(1001) ack 1",
+                  "> . 1001:1001(0) ack 1"):
         assert not continues(first, emitted(other, flow()), 1000), other
 
 

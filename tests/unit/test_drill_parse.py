@@ -58,7 +58,8 @@ def test_blocking_call_keeps_its_length() -> None:
 
 @pytest.mark.parametrize(("word", "bits"), [
     (".", 0x10), ("-", 0), ("S", 2), ("S.", 0x12), ("P.", 0x18), ("FP.", 0x19), ("SEW", 0xC2), ("SE.", 0x52),
-    ("R", 4), ("F.", 0x11), (".5", 0x150), ("P.2", 0x98), ("S.3", 0xD2), (".F", 0x11), ("SAEW", 0x1C2), ("U.", 0x30),
+    ("R", 4), ("F.", 0x11), (".5", 0x150), ("P.2", 0x98), ("S.3", 0xD2), (".F", 0x11), ("SAEW", 0x1C2),
+                                            ("U.", 0x30),
 ])
 def test_flags(word: str, bits: int) -> None:
     assert parse_flags(word) == bits
@@ -73,7 +74,8 @@ def test_flags_said_twice(word: str) -> None:
 
 def test_packet_with_everything() -> None:
     p = packet("< [ect0] 80 > 90 PU. 5:15(10) ack 7 win 100 urg 3 "
-               "<mss 1460,nop,wscale 7,TS val 4294967295 ecr 2,sack 1:2 3:4>".replace("sack 1:2 3:4", "sackOK"))
+               "<mss 1460,nop,wscale 7,TS val 4294967295 ecr 2,sack 1:2 3:4>".replace("sack 1:2 3:4",
+                                                                                      "sackOK"))
     assert p.direction is Direction.INBOUND and p.ip.ecn == "ect0" and p.ports == (80, 90)
     assert (p.start, p.end, p.length, p.ack, p.win, p.urg) == (5, 15, 10, 7, 100, 3)
     assert p.options is not None and [o.name for o in p.options] == ["mss", "nop", "wscale", "TS", "sackOK"]

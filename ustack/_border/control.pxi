@@ -96,6 +96,13 @@ def set_tso(Engine engine not None, uint32_t max_bytes):
     release(engine.e, &engine.s)
 
 
+def set_refuse(Engine engine not None, bint refuse):
+    """The link takes no frame (a queue of limit 0): every transmission is a local drop, tried again as Linux does."""
+    acquire(engine.e, &engine.s)
+    engine.e.tx_refuse = refuse
+    release(engine.e, &engine.s)
+
+
 # ---- addresses, routes, link ---------------------------------------------------------------------------------------------------
 def change_address(Engine engine not None, op, uint32_t addr, uint8_t plen, bint any_of=False):
     cdef int err

@@ -413,6 +413,14 @@ cdef class Engine:
         self._leave(0, None)
         return n
 
+    def wakeup_bits(self, uint64_t h):
+        """The poll bits of all wake-ups since this was last asked: which of them an edge-triggered watch would see."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef uint32_t bits = sk.wake_mask
+        sk.wake_mask = 0
+        self._leave(0, None)
+        return bits
+
     def ioctl(self, uint64_t h, uint32_t request):
         cdef tcb_t* sk = self._enter(h)
         cdef int64_t v = user_ioctl(self.e, sk, request)

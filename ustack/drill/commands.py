@@ -8,12 +8,14 @@ is not understood is UnsupportedError, never a silent success.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ustack.drill.options import UnsupportedError
 from ustack.drill.port import Port
 from ustack.drill.shell import Result
+from ustack.observe import ss as observed
+from ustack.observe.nstat import lines
 
 # The state every script starts from once it has called defaults.sh (language description, section 6).
 DEFAULTS: dict[str, str] = {
@@ -26,21 +28,6 @@ DEFAULTS: dict[str, str] = {
     "tcp_notsent_lowat": "4294967295", "tcp_fastopen": "0x70403",
     "tcp_fastopen_key": "a1a1a1a1-b2b2b2b2-c3c3c3c3-d4d4d4d4", "tcp_syncookies": "1",
 }
-
-_STATES = {
-    "established": {"ESTAB"}, "syn-sent": {"SYN-SENT"}, "syn-recv": {"SYN-RECV"},
-           "fin-wait-1": {"FIN-WAIT-1"},
-    "fin-wait-2": {"FIN-WAIT-2"}, "time-wait": {"TIME-WAIT"}, "closed": {"UNCONN"}, "close": {"UNCONN"},
-    "close-wait": {"CLOSE-WAIT"}, "last-ack": {"LAST-ACK"}, "listening": {"LISTEN"}, "listen": {"LISTEN"},
-    "closing": {"CLOSING"},
-}
-_STATES["synchronized"] = {"ESTAB", "SYN-RECV", "FIN-WAIT-1", "FIN-WAIT-2", "TIME-WAIT", "CLOSE-WAIT",
-                           "LAST-ACK",
-                           "CLOSING"}
-_STATES["connected"] = _STATES["synchronized"] | {"SYN-SENT"}
-_STATES["bucket"] = {"SYN-RECV", "TIME-WAIT"}
-_STATES["big"] = _STATES["connected"] - _STATES["bucket"]
-_STATES["all"] = _STATES["connected"] | {"LISTEN", "UNCONN"}
 
 _PROC_SYS = re.compile(r"/proc/sys/([\w./-]+)\Z")
 _CUBIC = re.compile(r"/sys/module/tcp_cubic/parameters/(\w+)\Z")
@@ -86,15 +73,13 @@ class Commands:
         if match := _PROC_SYS.match(path):
             return match[1].replace("/", ".")
         if match := _CUBIC.match(path):
-            return f"cubic.{match[1]}"
+            return path
         raise UnsupportedError(f"the file {path}")
 
     # -- settings
     def _set(self, name: str, value: str) -> Result:
         try:
             self.port.stack.sysctl[name] = " ".join(value.split())
-        except KeyError:
-            return Result(255, err=f"sysctl: cannot stat /proc/sys/{name.replace('.', '/')}: No such file\n")
         except OSError as error:
             return Result(255, err=f"sysctl: setting key {name!r}: {error.strerror}\n")
         return Result()
@@ -104,7 +89,7 @@ class Commands:
 
     def defaults(self, args: list[str], stdin: str) -> Result:
         errors = "".join(self._set(f"net.ipv4.{name}", value).err for name, value in DEFAULTS.items())
-        self.port.stack.route("flush cache")
+        self.port.stack.tcp_metrics_flush()
         return Result(0, "", errors)
 
     def set_sysctls(self, args: list[str], stdin: str) -> Result:
@@ -132,7 +117,7 @@ class Commands:
                 try:
                     result = Result(0, self._get(name) + "\n" if "n" in flags
                                     else f"{name} = {self._get(name)}\n")
-                except (KeyError, OSError):
+                except OSError:
                     result = Result(255, err=f"sysctl: cannot stat {name}\n")
             total = Result(max(total.status, result.status), total.out + result.out, total.err + result.err)
         return total
@@ -142,9 +127,8 @@ class Commands:
         words = [a for a in args if a not in ("-4", "-o", "-s")]
         match words:
             case ["tcp_metrics" | "tcp_metric" | "tcpm", "flush", *_]:
-                return self._configure(self.port.stack.route, "flush tcp_metrics")
-            case ["route" | "ro" | "r", "flush", "cache"]:
-                return self._configure(self.port.stack.route, "flush cache")
+                self.port.stack.tcp_metrics_flush()
+                return Result()
             case ["route" | "ro" | "r", ("change" | "replace" | "add" | "del" | "delete" | "append"), *_]:
                 return self._configure(self.port.stack.route, " ".join(words[1:]))
             case ["link", "set", *rest]:
@@ -171,16 +155,20 @@ class Commands:
         """Only the queue's limit matters: a TUN queue with limit 0 refuses every packet."""
         match args:
             case ["qdisc", "delete" | "del", "dev", _, "root"]:
-                return self._configure(lambda limit: self.port.stack.link(limit=limit), None)
+                return self._refuse(False)
             case ["qdisc", "add" | "replace" | "change", "dev", _, "root", *rest]:
                 while rest and rest[0] in ("handle", "parent"):
                     rest = rest[2:]
                 match rest:
                     case ["pfifo", "limit", number] if number.isdecimal():
-                        return self._configure(lambda limit: self.port.stack.link(limit=limit), int(number))
+                        return self._refuse(int(number) == 0)
                     case ["pfifo" | "pfifo_fast" | "noqueue"]:
-                        return self._configure(lambda limit: self.port.stack.link(limit=limit), None)
+                        return self._refuse(False)
         raise UnsupportedError(f"tc {' '.join(args)}")
+
+    def _refuse(self, refuse: bool) -> Result:
+        self.port.stack.link(refuse=refuse)
+        return Result()
 
     def ethtool(self, args: list[str], stdin: str) -> Result:
         """Segmentation offload off: packets leave with one MSS each."""
@@ -197,33 +185,17 @@ class Commands:
 
     # -- looking
     def ss(self, args: list[str], stdin: str) -> Result:
-        flags = "".join(a[1:] for a in args if re.fullmatch(r"-[A-Za-z46]+", a))
-        words = [a for a in args if not a.startswith("-")]
-        if set(flags) - set("Htanl4") or any(a.startswith("--") for a in args):
-            raise UnsupportedError(f"ss {' '.join(args)}")
-        states: set[str] = set()
-        while len(words) >= 2 and words[0] in ("state", "exclude"):
-            if words[1] not in _STATES:
-                raise UnsupportedError(f"ss state {words[1]}")
-            states = states | _STATES[words[1]] if words[0] == "state" else \
-                (states or _STATES["all"]) - _STATES[words[1]]
-            words = words[2:]
-        if words:
-            raise UnsupportedError(f"the ss filter {' '.join(words)}")
-        if not states:
-            states = _STATES["listen"] if "l" in flags else _STATES["all"] if "a" in flags else \
-                _STATES["connected"] - {"SYN-RECV", "TIME-WAIT"}
-        one = len(states) == 1
-        rows = [row for row in self.port.stack.ss("-tan") if row["state"] in states]
-        header = ("" if one else "State ") + "Recv-Q Send-Q Local Address:Port Peer Address:Port"
-        lines = [] if "H" in flags else [header]
-        lines += [self._ss_row(row, one) for row in rows]
-        return Result(0, "".join(line + "\n" for line in lines))
-
-    @staticmethod
-    def _ss_row(row: Mapping[str, Any], one: bool) -> str:
-        columns = [] if one else [str(row["state"])]
-        return " ".join([*columns, str(row["recvq"]), str(row["sendq"]), str(row["local"]), str(row["peer"])])
+        words = " ".join(args)
+        try:
+            query = observed.parse(words)
+            rows = self.port.stack.ss(words)
+        except ValueError as error:
+            raise UnsupportedError(str(error)) from None
+        if query.flags - set("Htanl4"):
+            raise UnsupportedError(f"ss {words}")
+        if len(query.states) == 1:  # ss leaves the column out then
+            rows = [{**row, "state": ""} for row in rows]
+        return Result(0, observed.text(rows, header="H" not in query.flags))
 
     def nstat(self, args: list[str], stdin: str) -> Result:
         flags = "".join(a[1:] for a in args if a.startswith("-"))
@@ -237,9 +209,7 @@ class Commands:
             self.nstat_history = now
         if "n" in flags:
             return Result()
-        lines = [f"{name:<32}{value:<16} {0.0:6.1f}\n" for name, value in shown.items() if value
-                 or "z" in flags]
-        return Result(0, "#kernel\n" + "".join(lines))
+        return Result(0, "".join(line + "\n" for line in ["#kernel", *lines(shown, zeros="z" in flags)]))
 
     # -- text
     def cat(self, args: list[str], stdin: str) -> Result:

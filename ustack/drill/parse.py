@@ -96,7 +96,8 @@ def flags_text(bits: int) -> str:
 
 def _unquoted(value: str) -> str:
     """An option's value without quotes around the whole of it."""
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' and '"' not in value[1:-1] else value
+    quoted = len(value) > 1 and value[0] == value[-1] == '"' and '"' not in value[1:-1]
+    return value[1:-1] if quoted else value
 
 
 def _unescape(token: Token) -> bytes:

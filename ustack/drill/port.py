@@ -18,11 +18,6 @@ from ustack.drill.symbols import errno_name
 WALL_AT_START_NS = 1_700_000_000_000_000_000
 
 
-class ClockLike(Protocol):
-    @property
-    def now(self) -> int: ...
-
-
 class CompletionLike(Protocol):
     """A submitted call: `errno` is a name or None, `at` the time of completion."""
 
@@ -47,23 +42,26 @@ class SocketLike(Protocol):
     def getsockopt(self, level: int, name: int, buflen: int) -> bytes | int: ...
     def poll(self) -> int: ...
     def ioctl(self, request: int) -> int: ...
+    def wakeups(self) -> int: ...
 
 
 class StackLike(Protocol):
     @property
-    def clock(self) -> ClockLike: ...
+    def clock(self) -> Any: ...
     @property
     def sysctl(self) -> MutableMapping[str, Any]: ...
     def socket(self) -> Any: ...
     def submit(self, sock: Any, op: str, *args: Any) -> CompletionLike: ...
     def inject(self, packet: bytes, at: int | None = None, csum: int = 0, gso_size: int = 0) -> Any: ...
-    def run_until(self, t: int) -> Iterable[tuple[int, bytes]]: ...
-    def take(self) -> Iterable[tuple[int, bytes]]: ...
+    def run_until(self, t: int) -> Iterable[tuple[Any, ...]]: ...
+    def take(self) -> Iterable[tuple[Any, ...]]: ...
     def next_timeout(self) -> int | None: ...
     def nstat(self) -> Mapping[str, int]: ...
     def ss(self, args: str = "-tan") -> Iterable[Mapping[str, Any]]: ...
     def route(self, text: str) -> Any: ...
-    def link(self, **settings: Any) -> Any: ...
+    def link(self, mtu: int | None = None, *, refuse: bool | None = None,
+             super_segments: bool | None = None) -> Any: ...
+    def tcp_metrics_flush(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +79,12 @@ def make_stack(options: Options) -> StackLike:
     """A fresh stack in virtual time with the addresses of the run."""
     import ustack
 
-    stack: StackLike = ustack.Stack(  # type: ignore[attr-defined, unused-ignore]
+    stack: StackLike = ustack.Stack(
         None, f"{options.local_ip}/{options.prefix_length()}",
-        clock=ustack.VirtualClock(wall=WALL_AT_START_NS),  # type: ignore[attr-defined, unused-ignore]
+        clock=ustack.VirtualClock(wall=WALL_AT_START_NS),
         seed=options.seed, mtu=options.mtu, sysctl=dict(options.sysctl))
     stack.route(f"add {options.remote_ip}/32 via {options.gateway_ip} dev tun0")
+    stack.link(super_segments=True)
     return stack
 
 
@@ -103,8 +102,8 @@ class Port:
     """The stack, its clock as script time, and the packets that came out and were not looked at yet."""
 
     def __init__(self, stack: StackLike) -> None:
-        self.stack = stack
-        self._zero = stack.clock.now
+        self.stack = stack  # its clock.now is nanoseconds, and it is a VirtualClock
+        self._zero: int = stack.clock.now
         self._out: list[Emitted] = []
         self._offloads = {"tso": True, "gso": True}
         self.log: Callable[[int, bytes, bool], None] = lambda at, raw, inbound: None
@@ -117,7 +116,7 @@ class Port:
 
     @property
     def now(self) -> int:
-        return self.stack.clock.now - self._zero
+        return int(self.stack.clock.now) - self._zero
 
     def script_time(self, stack_time: int) -> int:
         return stack_time - self._zero
@@ -145,15 +144,15 @@ class Port:
         out, self._out = self._out, []
         return out
 
-    def _collect(self, packets: Iterable[tuple[int, bytes]]) -> None:
-        for at, raw in packets:
+    def _collect(self, packets: Iterable[tuple[Any, ...]]) -> None:
+        for at, raw, *_gso_size in packets:
             self.log(at - self._zero, bytes(raw), False)
             self._out.append(Emitted(at - self._zero, bytes(raw)))
 
     def set_offload(self, feature: str, on: bool) -> None:
         """ethtool -K: super-segments reach the device only while both tso and gso are on."""
         self._offloads[feature] = on
-        self.stack.link(gso=all(self._offloads.values()))
+        self.stack.link(super_segments=all(self._offloads.values()))
 
     # -- calls
     def submit(self, sock: Any, op: str, *args: Any) -> CompletionLike:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,28 +17,7 @@ from ustack.drill.nodes import Code
 from ustack.drill.port import SocketLike
 from ustack.drill.state import Failure
 from ustack.drill.symbols import PYTHON_NAMES, SYMBOLS
-
-# struct tcp_info in Linux's order: (format, names); bit fields and padding are taken apart below.
-_TCP_INFO: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("8B", ("state", "ca_state", "retransmits", "probes", "backoff", "options", "_wscales", "_bits")),
-    ("24I", ("rto", "ato", "snd_mss", "rcv_mss", "unacked", "sacked", "lost", "retrans", "fackets",
-             "last_data_sent",
-             "last_ack_sent", "last_data_recv", "last_ack_recv", "pmtu", "rcv_ssthresh", "rtt", "rttvar",
-             "snd_ssthresh", "snd_cwnd", "advmss", "reordering", "rcv_rtt", "rcv_space", "total_retrans")),
-    ("4Q", ("pacing_rate", "max_pacing_rate", "bytes_acked", "bytes_received")),
-    ("6I", ("segs_out", "segs_in", "notsent_bytes", "min_rtt", "data_segs_in", "data_segs_out")),
-    ("4Q", ("delivery_rate", "busy_time", "rwnd_limited", "sndbuf_limited")),
-    ("2I", ("delivered", "delivered_ce")),
-    ("2Q", ("bytes_sent", "bytes_retrans")),
-    ("6I", ("dsack_dups", "reord_seen", "rcv_ooopack", "snd_wnd", "rcv_wnd", "rehash")),
-    ("2H", ("total_rto", "total_rto_recoveries")),
-    ("8I", ("total_rto_time", "received_ce", "delivered_e1_bytes", "delivered_e0_bytes", "delivered_ce_bytes",
-            "received_e1_bytes", "received_e0_bytes", "received_ce_bytes")),
-    ("2H", ("accecn_fail_mode", "accecn_opt_seen")),
-)
-_FORMAT = "=" + "".join(form for form, _ in _TCP_INFO)
-_NAMES = [name for _, names in _TCP_INFO for name in names]
-TCP_INFO_SIZE = struct.calcsize(_FORMAT)
+from ustack.observe import tcp_info
 
 _MEMINFO = ("RMEM_ALLOC", "RCVBUF", "WMEM_ALLOC", "SNDBUF", "FWD_ALLOC", "WMEM_QUEUED", "OPTMEM", "BACKLOG",
             "DROPS")
@@ -54,13 +34,8 @@ class Block:
 
 
 def tcp_info_values(raw: bytes) -> dict[str, int]:
-    """`tcpi_*` of struct tcp_info; a shorter structure leaves its missing fields zero, as an old kernel's."""
-    fields = dict(zip(_NAMES, struct.unpack(_FORMAT, raw[:TCP_INFO_SIZE].ljust(TCP_INFO_SIZE, b"\0")),
-                      strict=True))
-    wscales, bits = fields.pop("_wscales"), fields.pop("_bits")
-    fields |= {"snd_wscale": wscales & 15, "rcv_wscale": wscales >> 4, "delivery_rate_app_limited": bits & 1,
-               "fastopen_client_fail": bits >> 1 & 3}
-    return {f"tcpi_{name}": value for name, value in fields.items()}
+    """`tcpi_*` of struct tcp_info, with the kernel's names: without the unit."""
+    return {"tcpi_" + re.sub("_(us|ms)$", "", name): value for name, value in tcp_info.decode(raw).items()}
 
 
 def _cc_values(sock: SocketLike) -> dict[str, int]:
@@ -88,7 +63,7 @@ def _raw(sock: SocketLike, name: str, size: int) -> bytes:
 
 def snapshot(code: Code, sock: SocketLike) -> Block:
     """Take the values of this moment."""
-    info = _raw(sock, "TCP_INFO", TCP_INFO_SIZE)
+    info = _raw(sock, "TCP_INFO", tcp_info.SIZE)
     if not info:
         raise Failure("code", code.pos, "the socket gives no TCP_INFO")
     values = tcp_info_values(info) | _cc_values(sock)

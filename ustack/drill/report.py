@@ -47,7 +47,7 @@ class Outcome:
     printed: str = ""
 
     def json(self) -> dict[str, str]:
-        place = f"line {self.pos.line}: " if self.pos is not None and self.result is Result.FAIL else ""
+        place = f"{self.pos}: " if self.pos is not None else ""
         details = f" (expected {self.expected}; got {self.got})" if self.expected or self.got else ""
         return {"path": self.path, "result": self.result.name.lower(),
                 "reason": place + self.reason + details if self.reason else ""}

@@ -22,7 +22,8 @@ DEFAULT_DEFINES: dict[str, str] = {
 }
 
 DEFINE_LINE = r"""--define=((?:"[^"\n]*"|`[^`]*`|[^\s"`])+)"""
-_OPAQUE = DEFINE_LINE.replace("((?:", "(?:(?:") + r'|//[^\n]*|/\*(?:.|\n)*?\*/|`[^`]*`|%\{(?:.|\n)*?\}%|"(?:[^"\\\n]|\\.)*"'
+_OPAQUE = DEFINE_LINE.replace("((?:", "(?:(?:") + (
+    r'|//[^\n]*|/\*(?:.|\n)*?\*/|`[^`]*`|%\{(?:.|\n)*?\}%|"(?:[^"\\\n]|\\.)*"')
 _DEFINE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 

@@ -349,13 +349,15 @@ class Syscalls:
     def call_sendmsg(self, call: Syscall) -> Started:
         fd, message, flag_value = values.args(call, 3)
         descriptor, fields, flags = self._tcp(fd), values.struct(message), values.number(flag_value)
-        buffers = [bytes(size) for size in messages.iov_lengths(fields)]
+        data = bytes(sum(messages.iov_lengths(fields)))
         control = messages.outgoing_control(fields)
+        if control:
+            return self._submit(descriptor, "sendmsg", [data], control, flags)
         if not flags & _FASTOPEN:
-            return self._submit(descriptor, "sendmsg", buffers, control, flags)
+            return self._submit(descriptor, "send", data, flags)
         if descriptor.flow is not None:
             self.world.connecting(descriptor.flow)
-        return self._submit(descriptor, "sendmsg", buffers, control, flags, self._remote())
+        return self._submit(descriptor, "sendto", data, flags, self._remote())
 
     # -- readiness
     def call_poll(self, call: Syscall) -> Started:
