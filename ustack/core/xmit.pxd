@@ -52,7 +52,7 @@ cdef inline uint32_t tcp_ts_of(engine_t* e, ns_t t) noexcept nogil:
 
 
 cdef inline bint sk_paced(const tcb_t* sk) noexcept nogil:
-    """Is the socket paced at all (facts J9)?"""
+    """Is the socket paced at all (facts J9)? Asked for by bbr or SO_MAX_PACING_RATE, and then for good."""
     return sk.pacing_needed != 0
 
 
