@@ -12,7 +12,8 @@ from ustack.core.cc cimport cc_inherit
 from ustack.core.ehash cimport ehash_insert, ehash_replace
 from ustack.core.mss cimport tcp_mss_clamp, tcp_sync_mss
 from ustack.core.rcvwin cimport tcp_initialize_rcv_mss
-from ustack.core.records cimport RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, req_t
+from ustack.core.pool cimport pool_alloc
+from ustack.core.records cimport RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, req_t, reqext_t
 from ustack.core.route cimport route_mtu, sk_advmss, sk_route, sk_rt
 from ustack.core.seqno cimport i64_min, u32_min
 from ustack.core.siphash cimport prng_u64
@@ -190,6 +191,23 @@ cdef inline bint child_hash_(engine_t* e, tcb_t* c, idx_t ri) noexcept nogil:
     return done
 
 
+cdef inline void child_ip_options_(engine_t* e, tcb_t* c, const req_t* rq) noexcept nogil:
+    # What the SYN-ACK echoed of the SYN's IP options stands in every packet of the connection. Without memory: none.
+    cdef const reqext_t* x
+    cdef reqext_t* y
+    if rq.ext == 0 or ext_at(e, rq.ext).ipopt_len == 0:
+        return
+    c.ip_opt = pool_alloc(&e.ext)
+    if c.ip_opt == 0:
+        return
+    x = ext_at(e, rq.ext)
+    y = ext_at(e, c.ip_opt)
+    y.ipopt = x.ipopt
+    y.ipopt_len = x.ipopt_len
+    y.ipopt_time = x.ipopt_time
+    c.ext_hdr_len = x.ipopt_len
+
+
 cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri, const seg_t* s, int syn_tos) noexcept nogil:
     # tcp_v4_syn_recv_sock: a child of lsk in SYN_RECV, hashed, owning the port; NULL if the accept queue is full or something is
     # short, which is then counted. ri: the request's index, 0 if it is in no table. syn_tos: of the SYN, -1 = do not reflect.
@@ -209,6 +227,7 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
     sk_set_state(e, c, TCP_SYN_RECV)
     child_sequence_(e, c, rq, s)
     child_retransmits_(e, c, lsk, rq)
+    child_ip_options_(e, c, rq)
     mib_inc(&e.stats, MIB_TcpPassiveOpens)
     if child_route_(e, c, lsk, syn_tos) != 0 or bind_inherit(e, c, lsk) != 0 or not child_hash_(e, c, ri):
         sk_free(e, c)

@@ -9,7 +9,7 @@ from ustack.core.route cimport sk_rt
 from ustack.core.sendq cimport sq_wq_empty, tcp_chrono_start
 from ustack.core.seqno cimport before, u32_max, u32_min
 from ustack.core.state cimport engine_t, route_t
-from ustack.core.tcb cimport CHRONO_SNDBUF_LIMITED, SF_DEAD, SF_NOSPACE, TCP_CA_OPEN, TCP_INIT_CWND, tcb_t
+from ustack.core.tcb cimport CHRONO_SNDBUF_LIMITED, SF_ACCEPTED, SF_DEAD, SF_NOSPACE, TCP_CA_OPEN, TCP_INIT_CWND, tcb_t
 from ustack.core.types cimport TCP_CLOSE_WAIT, TCP_ESTABLISHED, ns_t, uint8_t, uint32_t
 
 
@@ -48,7 +48,7 @@ cdef inline void tcp_slow_start_after_idle_check(engine_t* e, tcb_t* sk) noexcep
 cdef inline void tcp_cwnd_application_limited(engine_t* e, tcb_t* sk) noexcept nogil:
     """A whole RTO without using the window: come half way down to what was used."""
     cdef uint32_t used
-    if sk.ca_state == TCP_CA_OPEN and not sk.sflags & (SF_DEAD | SF_NOSPACE):
+    if sk.ca_state == TCP_CA_OPEN and sk.sflags & (SF_DEAD | SF_NOSPACE | SF_ACCEPTED) == SF_ACCEPTED:
         used = u32_max(sk.snd_cwnd_used, tcp_init_cwnd(e, sk))
         if used < sk.snd_cwnd:
             sk.snd_ssthresh = tcp_current_ssthresh(sk)

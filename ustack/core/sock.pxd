@@ -547,6 +547,8 @@ cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
         pool_free(&e.ext, sk.fo_ext)
     if sk.saved_syn:
         pool_free(&e.ext, sk.saved_syn)
+    if sk.ip_opt:
+        pool_free(&e.ext, sk.ip_opt)
     if sk.fo_keys:
         pool_free(&e.ext, sk.fo_keys)
     while sk.errq_head:

@@ -161,6 +161,7 @@ cdef struct tcb_t:
     uint16_t pmtu               # icsk_pmtu_cookie
     uint8_t pmtu_locked         # PMTU came below min_pmtu: DF off
     uint8_t ext_hdr_len         # IP options
+    idx_t ip_opt                # ext record with the IP options of every packet, 0 = none
     uint8_t cc                  # CC_*
     uint8_t cc_user             # set by setsockopt or a route
     uint8_t pacing_needed       # sk_pacing_status: asked for by bbr or SO_MAX_PACING_RATE

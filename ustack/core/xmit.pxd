@@ -10,6 +10,7 @@ from libc.string cimport memset
 from ustack.core.cc cimport cc_cwnd_event, tcp_enter_cwr
 from ustack.core.cwnd cimport CA_EVENT_TX_START
 from ustack.core.errq cimport tcp_sent_tstamp
+from ustack.core.ipopt cimport inet_current_timestamp
 from ustack.core.ipout cimport INET_ECN_ECT_0, INET_ECN_MASK, ipout_frame
 from ustack.core.fastopen_client cimport FO_NO_OPTION
 from ustack.core.mss cimport (
@@ -36,7 +37,7 @@ from ustack.core.types cimport (
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
 from ustack.core.wire cimport (
-    IPPROTO_TCP, TCP_HLEN, wire_opt_fastopen, wire_opt_fastopen_len, wire_opt_mss, wire_opt_sack, wire_opt_sackperm_nop,
+    IPPROTO_TCP, TCP_HLEN, put32, wire_opt_fastopen, wire_opt_fastopen_len, wire_opt_mss, wire_opt_sack, wire_opt_sackperm_nop,
     wire_opt_sackperm_ts, wire_opt_ts, wire_opt_wscale_nop, wire_put_tcp, wire_tcp_csum_partial,
 )
 
@@ -199,14 +200,19 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
     cdef txframe_t* f
     cdef uint8_t* p
     cdef uint32_t doff = TCP_HLEN + optlen
+    cdef reqext_t* x = NULL
     cdef uint32_t i
     if sk_route(e, sk) != 0:
         mib_inc(&e.stats, MIB_IpOutNoRoutes)
         return -E_HOSTUNREACH
     if e.tx_refuse:
         return 1
+    if sk.ip_opt:
+        x = ext_at(e, sk.ip_opt)
+        if x.ipopt_time:
+            put32(&x.ipopt[x.ipopt_time], inet_current_timestamp(e))
     f = ipout_frame(e, sk.en.laddr, sk.en.faddr, doff + r.len, sk.inet_id, sk_dont_fragment(e, sk), sk_out_ttl(e, sk), IPPROTO_TCP,
-                    sk.tos, sk.rt == RT_LOCAL, NULL, 0)
+                    sk.tos, sk.rt == RT_LOCAL, &x.ipopt[0] if x != NULL else NULL, sk.ext_hdr_len)
     if f == NULL:
         return -E_NOBUFS
     sk.inet_id += r.pcount
