@@ -1,8 +1,8 @@
 # Challenge ACKs (layer above output, below ack and input).
 #
-# RFC 5961 3.2, 4.2, 5.2, facts J21: an ordinary ACK of the socket, limited to one per tcp_invalid_ratelimit and socket (together with duplicate ACKs
-# for segments out of window), then to about tcp_challenge_ack_limit per second and stack, with random jitter so that the count cannot be
-# probed from outside. Called by ack and input.
+# RFC 5961 3.2, 4.2, 5.2, facts J21: an ordinary ACK of the socket, limited to one per tcp_invalid_ratelimit and
+# socket (together with duplicate ACKs for segments out of window), then to about tcp_challenge_ack_limit per second
+# and stack, with random jitter so that the count cannot be probed from outside. Called by ack and input.
 
 from ustack.core.types cimport NS_PER_SEC, int64_t, uint32_t
 from ustack.core.output cimport tcp_send_ack

@@ -1,11 +1,12 @@
-# The text of a segment: urgent pointer, in-order queueing, duplicates, what is out of window (layer above ofo, below input).
+# The text of a segment: urgent pointer, in-order queueing, duplicates, what is out of window (layer above ofo, below
+# input).
 #
-# RFC 9293 3.10.7.4 (sixth and seventh check), RFC 6093, facts J20, J24, J25, J27. Linux: tcp_urg, tcp_data_queue. The tests of the sequence number
-# have been made by validate.pxd. Called by input.
+# RFC 9293 3.10.7.4 (sixth and seventh check), RFC 6093, facts J20, J24, J25, J27. Linux: tcp_urg, tcp_data_queue. The
+# tests of the sequence number have been made by validate.pxd. Called by input.
 
 from ustack.core.types cimport (
-    DROP_NONE, DROP_POOL_RCV, DROP_PROTO_MEM, DROP_TCP_OLD_DATA, DROP_TCP_OVERWINDOW, DROP_TCP_ZEROWINDOW, TH_FIN, TH_SYN, TH_URG, idx_t,
-    int32_t, seg_t, uint32_t,
+    DROP_NONE, DROP_POOL_RCV, DROP_PROTO_MEM, DROP_TCP_OLD_DATA, DROP_TCP_OVERWINDOW, DROP_TCP_ZEROWINDOW, TH_FIN,
+    TH_SYN, TH_URG, int32_t, seg_t, uint32_t,
 )
 from ustack.core.delack cimport TCP_MAX_QUICKACKS, inet_csk_schedule_ack, tcp_enter_quickack_mode, tcp_event_data_recv
 from ustack.core.ofo cimport tcp_data_queue_ofo, tcp_dsack_set, tcp_ofo_queue, tcp_sack_remove
@@ -17,9 +18,7 @@ from ustack.core.seqno cimport after, before
 from ustack.core.skmem cimport sk_forced_mem_schedule
 from ustack.core.sock cimport rr_at, sk_data_ready
 from ustack.core.state cimport engine_t
-from ustack.core.stats cimport (
-    MIB_TcpExtDelayedACKLost, MIB_TcpExtTCPRcvQDrop, MIB_TcpExtTCPZeroWindowDrop, mib_inc,
-)
+from ustack.core.stats cimport MIB_TcpExtDelayedACKLost, MIB_TcpExtTCPRcvQDrop, MIB_TcpExtTCPZeroWindowDrop, mib_inc
 from ustack.core.tcb cimport ICSK_ACK_NOMEM, ICSK_ACK_NOW, SF_DEAD, SF_URGINLINE, tcb_t
 
 cdef enum:
@@ -30,7 +29,7 @@ cdef enum:
     TCP_URG_READ = 4
 
 
-# ---- urgent data -----------------------------------------------------------------------------------------------------------------
+# ---- urgent data ---------------------------------------------------------------------------------------------------
 cdef inline void tcp_check_urg(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     """A segment with URG: where is the urgent byte? It is the one before the pointer unless tcp_stdurg."""
     cdef uint32_t ptr = s.urg
@@ -66,7 +65,7 @@ cdef inline void tcp_urg(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
             sk_data_ready(e, sk)
 
 
-# ---- text --------------------------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------------------------
 cdef inline int out_of_window_(tcb_t* sk, int reason) noexcept nogil:
     tcp_enter_quickack_mode(sk, TCP_MAX_QUICKACKS)
     inet_csk_schedule_ack(sk)

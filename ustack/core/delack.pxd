@@ -1,22 +1,23 @@
 # When to acknowledge: quick, delayed, compressed (layer above output, below input).
 #
-# RFC 9293 3.8.6.3, RFC 5681 4.2, facts J23, J24. The delayed-ACK engine estimates the gap between data segments (ato); quick counts ACKs still to be sent at
-# once; pingpong means that our own data will carry the ACKs. Duplicate ACKs for segments out of order are sent at once three times
-# per hole, then compressed by a timer. Jiffies of Linux are ticks of e.tick here: ato is a whole number of them.
-# Invariant: ICSK_ACK_TIMER is set exactly while TM_DELACK is armed. Called by input and its parts, recvmsg, the engine's timer dispatch.
+# RFC 9293 3.8.6.3, RFC 5681 4.2, facts J23, J24. The delayed-ACK engine estimates the gap between data segments
+# (ato); quick counts ACKs still to be sent at once; pingpong means that our own data will carry the ACKs. Duplicate
+# ACKs for segments out of order are sent at once three times per hole, then compressed by a timer. Jiffies of Linux
+# are ticks of e.tick here: ato is a whole number of them. Invariant: ICSK_ACK_TIMER is set exactly while TM_DELACK is
+# armed. Called by input and its parts, recvmsg, the engine's timer dispatch.
 
 from ustack.core.types cimport (
-    NS_PER_MS, NS_PER_SEC, REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_COMPACK, TM_DELACK, int64_t, ns_t, seg_t,
-    uint8_t, uint16_t, uint32_t,
+    REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_COMPACK, TM_DELACK, int64_t, ns_t, seg_t,
+    uint16_t, uint32_t, uint8_t,
 )
 from ustack.core.output cimport tcp_send_ack
 from ustack.core.rcvq cimport frame_truesize
 from ustack.core.rcvwin cimport (
-    __tcp_select_window, RMEM_TO_WIN_SHIFT, TCP_MIN_MSS, TCP_MSS_DEFAULT, tcp_full_space, tcp_grow_window, tcp_rcv_rtt_measure,
-    tcp_set_window_clamp,
+    RMEM_TO_WIN_SHIFT, TCP_MIN_MSS, TCP_MSS_DEFAULT, __tcp_select_window, tcp_full_space, tcp_grow_window,
+    tcp_rcv_rtt_measure, tcp_set_window_clamp,
 )
 from ustack.core.route cimport sk_rt
-from ustack.core.seqno cimport i64_max, i64_min, u32_max, u32_min
+from ustack.core.seqno cimport i64_max, i64_min, u32_min
 from ustack.core.sock cimport jiffies_up, sk_reset_delack
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpExtDelayedACKs, MIB_TcpExtTCPAckCompressed, mib_add, mib_inc
@@ -34,7 +35,7 @@ cdef enum:
     DELACK_SLOW_NS = 500000000
 
 
-# ---- quick and interactive mode ---------------------------------------------------------------------------------------------------
+# ---- quick and interactive mode ------------------------------------------------------------------------------------
 cdef inline bint inet_csk_ack_scheduled(const tcb_t* sk) noexcept nogil:
     return (sk.ack_pending & ICSK_ACK_SCHED) != 0
 
@@ -77,7 +78,7 @@ cdef inline bint tcp_in_quickack_mode(engine_t* e, tcb_t* sk) noexcept nogil:
     return sk.ack_quick and not inet_csk_in_pingpong_mode(e, sk)
 
 
-# ---- what data tells -----------------------------------------------------------------------------------------------------------
+# ---- what data tells -----------------------------------------------------------------------------------------------
 cdef inline void rescale_(engine_t* e, tcb_t* sk, uint32_t payload, uint32_t truesize) noexcept nogil:
     # The peer's segment size is new: payload per byte of memory decides how much window the buffer is worth.
     cdef uint32_t ratio = (payload << RMEM_TO_WIN_SHIFT) // truesize
@@ -166,7 +167,7 @@ cdef inline int grow_truesize_(const seg_t* s) noexcept nogil:
     return size
 
 
-# ---- sending the ACK ------------------------------------------------------------------------------------------------------------
+# ---- sending the ACK -----------------------------------------------------------------------------------------------
 cdef inline ns_t tcp_delack_max(engine_t* e, const tcb_t* sk) noexcept nogil:
     """A tick less than the peer's smallest retransmission timeout."""
     return i64_min(sk.delack_max, i64_max(sk.rto_min, 2 * e.tick) - e.tick)
@@ -247,7 +248,7 @@ cdef inline void tcp_sack_compress_send_ack(engine_t* e, tcb_t* sk) noexcept nog
     tcp_send_ack(e, sk)
 
 
-# ---- timers ---------------------------------------------------------------------------------------------------------------------
+# ---- timers --------------------------------------------------------------------------------------------------------
 cdef inline void tcp_delack_timer(engine_t* e, tcb_t* sk) noexcept nogil:
     """TM_DELACK fired."""
     if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN:

@@ -1,13 +1,16 @@
-# Segments for a connection: header prediction in ESTABLISHED, the state machine elsewhere (layer below request and ipin).
+# Segments for a connection: header prediction in ESTABLISHED, the state machine elsewhere (layer below request and
+# ipin).
 #
-# RFC 9293 3.10.7.4, facts E4, J20-J27, K. Linux: tcp_rcv_established, tcp_rcv_state_process. The caller (ipin, request) has found the socket, verified the
-# checksum, applied IP_MINTTL and counted segs_in. Both functions return 0 when the segment was consumed, else why it was dropped; every answer, a
-# RST included, has been sent by then. An orphan may have been freed: the caller must not touch sk afterwards.
+# RFC 9293 3.10.7.4, facts E4, J20-J27, K. Linux: tcp_rcv_established, tcp_rcv_state_process. The caller (ipin,
+# request) has found the socket, verified the checksum, applied IP_MINTTL and counted segs_in. Both functions return 0
+# when the segment was consumed, else why it was dropped; every answer, a RST included, has been sent by then. An
+# orphan may have been freed: the caller must not touch sk afterwards.
 
 from ustack.core.types cimport (
-    DROP_NONE, DROP_NOT_SPECIFIED, DROP_TCP_ABORT_ON_DATA, DROP_TCP_CLOSE, DROP_TCP_FASTOPEN, DROP_TCP_FLAGS, DROP_TCP_OLD_ACK,
-    NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV,
-    TCP_SYN_SENT, TCP_TIME_WAIT, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN, int32_t, ns_t, seg_t, uint8_t, uint32_t,
+    DROP_NONE, DROP_NOT_SPECIFIED, DROP_TCP_ABORT_ON_DATA, DROP_TCP_CLOSE, DROP_TCP_FASTOPEN, DROP_TCP_FLAGS,
+    DROP_TCP_OLD_ACK, NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1,
+    TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV, TCP_SYN_SENT, TCP_TIME_WAIT, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
+    int32_t, ns_t, seg_t, uint32_t, uint8_t,
 )
 from ustack.core.ack cimport tcp_ack, tcp_init_transfer
 from ustack.core.cc cimport cc_has_cong_control
@@ -26,7 +29,9 @@ from ustack.core.rcvq cimport frame_truesize, rcv_prepare, tcp_queue_rcv
 from ustack.core.rcvwin cimport (
     tcp_data_ready, tcp_fast_path_on, tcp_initialize_rcv_mss, tcp_rcv_rtt_measure_ts, tcp_receive_window,
 )
-from ustack.core.recovery cimport tcp_synack_rtt_meas, tcp_try_undo_recovery, tcp_try_undo_spurious_syn, tcp_update_rto_time
+from ustack.core.recovery cimport (
+    tcp_synack_rtt_meas, tcp_try_undo_recovery, tcp_try_undo_spurious_syn, tcp_update_rto_time,
+)
 from ustack.core.retrans cimport tcp_rearm_rto
 from ustack.core.sack cimport FLAG_DATA, FLAG_NO_CHALLENGE_ACK, FLAG_SLOWPATH, FLAG_UPDATE_TS_RECENT
 from ustack.core.seqno cimport after, before
@@ -44,7 +49,7 @@ cdef enum:
     TS_ONLY_WORD = 0x0101080a
 
 
-# ---- ESTABLISHED: header prediction ------------------------------------------------------------------------------------------------
+# ---- ESTABLISHED: header prediction --------------------------------------------------------------------------------
 cdef inline bint predicted_(const tcb_t* sk, const seg_t* s) noexcept nogil:
     # The next segment of a connection on which nothing else happens: header length, flags (but PSH) and window as expected.
     if (s.doff << 26 | <uint32_t> (s.flags & ~<uint32_t> TH_PSH) << 16 | s.wnd) != sk.pred_flags:
@@ -96,7 +101,7 @@ cdef inline void predicted_data_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogi
     tcp_data_ready(e, sk)
 
 
-# ---- ESTABLISHED: everything else ---------------------------------------------------------------------------------------------------
+# ---- ESTABLISHED: everything else ----------------------------------------------------------------------------------
 cdef inline int established_text_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     # The segment is acceptable: ACK, urgent pointer, text.
     cdef int reason = tcp_ack(e, sk, s, FLAG_SLOWPATH | FLAG_UPDATE_TS_RECENT)
@@ -136,7 +141,7 @@ cdef inline int tcp_rcv_established(engine_t* e, tcb_t* sk, seg_t* s) noexcept n
     return established_text_(e, sk, s)
 
 
-# ---- SYN_RECV: our SYN is acknowledged -----------------------------------------------------------------------------------------------
+# ---- SYN_RECV: our SYN is acknowledged -----------------------------------------------------------------------------
 cdef inline void synrecv_fastopen_(engine_t* e, tcb_t* sk) noexcept nogil:
     # A Fast Open child has its handshake behind it: the request's slot is free, data sent meanwhile gets its own timer.
     if sk.ca_state == TCP_CA_LOSS and sk.packets_out == 0:
@@ -178,7 +183,7 @@ cdef inline void synrecv_done_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
         tcp_send_fin(e, sk)
 
 
-# ---- closing: our FIN may be acknowledged ----------------------------------------------------------------------------------------------
+# ---- closing: our FIN may be acknowledged --------------------------------------------------------------------------
 cdef inline int abort_orphan_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     # Data for a socket that nobody reads any more (facts K3).
     tcp_done(e, sk)
@@ -233,7 +238,7 @@ cdef inline int our_fin_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     return DROP_NONE
 
 
-# ---- the state machine -----------------------------------------------------------------------------------------------------------------
+# ---- the state machine ---------------------------------------------------------------------------------------------
 cdef inline int state_text_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     # Step 7, by state. 0: consumed; a drop reason; SK_GONE or DROP_TCP_ABORT_ON_DATA: the connection is over.
     cdef uint8_t state = sk.state

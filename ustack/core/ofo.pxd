@@ -1,11 +1,15 @@
 # Segments out of order: the queue beyond the hole, SACK blocks, D-SACK (layer above rcvfin and prune, below dataq).
 #
-# RFC 2018, RFC 2883, facts J24, J30. Linux: tcp_data_queue_ofo, tcp_ofo_queue, tcp_sack_new_ofo_skb, tcp_sack_remove, tcp_dsack_*. Invariants: the queue's
-# records ascend in seq and in end_seq; num_sacks <= 4, the most recent block first; blocks are disjoint.
-# Called by dataq and input.
+# RFC 2018, RFC 2883, facts J24, J30. Linux: tcp_data_queue_ofo, tcp_ofo_queue, tcp_sack_new_ofo_skb, tcp_sack_remove,
+# tcp_dsack_*. Invariants: the queue's records ascend in seq and in end_seq; num_sacks <= 4, the most recent block
+# first; blocks are disjoint. Called by dataq and input.
 
-from ustack.core.types cimport DROP_NONE, DROP_PROTO_MEM, DROP_TCP_OFOMERGE, DROP_TCP_OFO_DROP, TH_FIN, idx_t, sackblk_t, seg_t, uint32_t
-from ustack.core.delack cimport grow_truesize_, inet_csk_schedule_ack, tcp_data_ecn_check, tcp_measure_rcv_mss, tcp_sack_compress_send_ack
+from ustack.core.types cimport (
+    DROP_NONE, DROP_PROTO_MEM, DROP_TCP_OFOMERGE, DROP_TCP_OFO_DROP, TH_FIN, idx_t, sackblk_t, seg_t, uint32_t,
+)
+from ustack.core.delack cimport (
+    grow_truesize_, inet_csk_schedule_ack, tcp_data_ecn_check, tcp_measure_rcv_mss, tcp_sack_compress_send_ack,
+)
 from ustack.core.ofotree cimport ofo_floor, ofo_link, ofo_unlink
 from ustack.core.prune cimport tcp_try_rmem_schedule
 from ustack.core.rcvfin cimport tcp_fin
@@ -19,8 +23,8 @@ from ustack.core.seqno cimport after, before
 from ustack.core.sock cimport rr_at, sk_data_ready
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
-    MIB_TcpExtTCPDSACKOfoSent, MIB_TcpExtTCPDSACKOldSent, MIB_TcpExtTCPOFODrop, MIB_TcpExtTCPOFOMerge, MIB_TcpExtTCPOFOQueue,
-    drop_inc, mib_inc,
+    MIB_TcpExtTCPDSACKOfoSent, MIB_TcpExtTCPDSACKOldSent, MIB_TcpExtTCPOFODrop, MIB_TcpExtTCPOFOMerge,
+    MIB_TcpExtTCPOFOQueue, drop_inc, mib_inc,
 )
 from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, tcb_t
 
@@ -29,7 +33,7 @@ cdef enum:
     SACK_BLOCKS_EXPECTED = 2        # a block beyond these must not wait for a compressed ACK
 
 
-# ---- D-SACK ----------------------------------------------------------------------------------------------------------------------
+# ---- D-SACK --------------------------------------------------------------------------------------------------------
 cdef inline bint tcp_sack_extend(sackblk_t* b, uint32_t seq, uint32_t end_seq) noexcept nogil:
     """Join a range to a block it touches."""
     if after(seq, b.end) or after(b.start, end_seq):
@@ -58,7 +62,7 @@ cdef inline void tcp_dsack_extend(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t
         tcp_dsack_set(e, sk, seq, end_seq)
 
 
-# ---- SACK blocks -------------------------------------------------------------------------------------------------------------------
+# ---- SACK blocks ---------------------------------------------------------------------------------------------------
 cdef inline void sack_drop_(tcb_t* sk, int i) noexcept nogil:
     sk.num_sacks -= 1
     while i < sk.num_sacks:
@@ -77,7 +81,8 @@ cdef inline void sack_maybe_coalesce_(tcb_t* sk) noexcept nogil:
 
 
 cdef inline void tcp_sack_new_ofo(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t end_seq) noexcept nogil:
-    """A range was queued out of order: it extends a block or begins one, which comes first; the oldest is forgotten when there are too many."""
+    """A range was queued out of order: it extends a block or begins one, which comes first; the oldest is forgotten
+    when there are too many."""
     cdef int i = 0
     cdef sackblk_t b
     while i < sk.num_sacks:
@@ -119,7 +124,7 @@ cdef inline void tcp_sack_remove(tcb_t* sk) noexcept nogil:
             sack_drop_(sk, i)
 
 
-# ---- from the queue to the application -----------------------------------------------------------------------------------------------
+# ---- from the queue to the application -----------------------------------------------------------------------------
 cdef inline bint tcp_ofo_queue(engine_t* e, tcb_t* sk) noexcept nogil:
     """rcv_nxt has moved: take over what is contiguous now. True: a FIN was among it and sk is gone."""
     cdef uint32_t dsack_high = sk.rcv_nxt
@@ -153,7 +158,7 @@ cdef inline bint tcp_ofo_queue(engine_t* e, tcb_t* sk) noexcept nogil:
     return False
 
 
-# ---- into the queue --------------------------------------------------------------------------------------------------------------------
+# ---- into the queue ------------------------------------------------------------------------------------------------
 cdef inline void ofo_merge_right_(engine_t* e, tcb_t* sk, idx_t n) noexcept nogil:
     # Records that n covers go; one that reaches further stays, and the overlap is reported.
     cdef rrec_t* r = rr_at(e, n)

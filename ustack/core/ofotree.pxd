@@ -1,9 +1,10 @@
-# The out-of-order queue of a socket: a list of receive records by sequence number with a search tree over it (layer: above sock).
+# The out-of-order queue of a socket: a list of receive records by sequence number with a search tree over it (layer:
+# above sock).
 #
-# A peer may send thousands of tiny segments with gaps between them; a search along the list would let it buy quadratic work. The tree is a treap
-# whose priorities are a hash of the record's index, so that the depth does not depend on the order of arrival. Invariants: sequence
-# numbers of records are distinct and, like their end_seq, ascend along the list; the tree holds exactly the records of the list.
-# Used by rcvq.pxd and ofo.pxd only.
+# A peer may send thousands of tiny segments with gaps between them; a search along the list would let it buy
+# quadratic work. The tree is a treap whose priorities are a hash of the record's index, so that the depth does not
+# depend on the order of arrival. Invariants: sequence numbers of records are distinct and, like their end_seq, ascend
+# along the list; the tree holds exactly the records of the list. Used by rcvq.pxd and ofo.pxd only.
 
 from ustack.core.types cimport idx_t, uint32_t
 from ustack.core.records cimport rrec_t

@@ -1,8 +1,9 @@
 # When the receive queue outgrows the buffer: enlarge, collapse, prune (layer above rcvwin).
 #
-# Linux: tcp_can_ingest, tcp_try_rmem_schedule, tcp_prune_queue, tcp_collapse, tcp_collapse_ofo_queue, tcp_prune_ofo_queue. Collapsing packs the payload of several
-# wasteful records into page-sized ones; here no byte moves, only the records that count memory are replaced. Invariants as in rcvq.pxd.
-# Called by ofo.pxd and dataq.pxd before they queue a segment.
+# Linux: tcp_can_ingest, tcp_try_rmem_schedule, tcp_prune_queue, tcp_collapse, tcp_collapse_ofo_queue,
+# tcp_prune_ofo_queue. Collapsing packs the payload of several wasteful records into page-sized ones; here no byte
+# moves, only the records that count memory are replaced. Invariants as in rcvq.pxd. Called by ofo.pxd and dataq.pxd
+# before they queue a segment.
 
 from ustack.core.types cimport DROP_TCP_OFO_QUEUE_PRUNE, idx_t, int32_t, seg_t, uint32_t
 from ustack.core.ofotree cimport ofo_link, ofo_unlink
@@ -34,7 +35,7 @@ cdef inline void tcp_sack_reset(tcb_t* sk) noexcept nogil:
     sk.num_sacks = 0
 
 
-# ---- collapsing -----------------------------------------------------------------------------------------------------------------
+# ---- collapsing ----------------------------------------------------------------------------------------------------
 cdef inline uint32_t collapsed_head_(uint32_t n) noexcept nogil:
     # Size of the buffer that a record made for n bytes gets.
     if n <= 256:
@@ -117,7 +118,8 @@ cdef inline void collapse_put_(engine_t* e, tcb_t* sk, bint ofo, idx_t n, idx_t 
 
 
 cdef inline void tcp_collapse(engine_t* e, tcb_t* sk, bint ofo, idx_t head, idx_t tail, uint32_t start, uint32_t stop) noexcept nogil:
-    """Pack the records from head up to tail (exclusive, 0 = the end), which hold [start, stop), into as few as possible."""
+    """Pack the records from head up to tail (exclusive, 0 = the end), which hold [start, stop), into as few as
+    possible."""
     cdef idx_t i = collapse_find_(e, sk, ofo, head, tail, &start)
     cdef idx_t n
     cdef uint32_t first
@@ -193,9 +195,10 @@ cdef inline void tcp_collapse_ofo_queue(engine_t* e, tcb_t* sk) noexcept nogil:
                 return
 
 
-# ---- pruning --------------------------------------------------------------------------------------------------------------------
+# ---- pruning -------------------------------------------------------------------------------------------------------
 cdef inline bint tcp_prune_ofo_queue(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
-    """Throw away out-of-order records from the end, an eighth of the buffer at a time, but none before the arriving segment."""
+    """Throw away out-of-order records from the end, an eighth of the buffer at a time, but none before the arriving
+    segment."""
     cdef int32_t goal = sk.rcvbuf >> 3
     cdef idx_t i
     cdef bint pruned = False

@@ -1,11 +1,11 @@
 # The peer ends the connection: FIN and RST (layer above timewait, below ofo and input).
 #
-# RFC 9293 3.10.7.4 (eighth check) and 3.5.3, facts K2-K8. Linux: tcp_fin, tcp_reset. Both may end the socket: what returns True has freed an
-# orphan, and its sk must not be touched any more. Called by ofo, dataq and input.
+# RFC 9293 3.10.7.4 (eighth check) and 3.5.3, facts K2-K8. Linux: tcp_fin, tcp_reset. Both may end the socket: what
+# returns True has freed an orphan, and its sk must not be touched any more. Called by ofo, dataq and input.
 
 from ustack.core.types cimport (
-    E_CONNREFUSED, E_CONNRESET, E_PIPE, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_SYN_RECV,
-    TCP_SYN_SENT, TCP_TIME_WAIT, idx_t, int32_t, uint8_t,
+    E_CONNREFUSED, E_CONNRESET, E_PIPE, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1,
+    TCP_FIN_WAIT2, TCP_SYN_RECV, TCP_SYN_SENT, TCP_TIME_WAIT, idx_t, int32_t, uint8_t,
 )
 from ustack.core.delack cimport inet_csk_enter_pingpong_mode, inet_csk_schedule_ack
 from ustack.core.ofotree cimport ofo_unlink

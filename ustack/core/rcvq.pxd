@@ -1,17 +1,18 @@
-# The receive queue: records counted by truesize, coalescing, payload in the ring by sequence number (layer: above sock).
+# The receive queue: records counted by truesize, coalescing, payload in the ring by sequence number (layer: above
+# sock).
 #
-# Facts J30. A record (rrec_t) stands for one of Linux's skbs: how much memory it counts decides windows, pruning and merges. The bytes lie in sk.rcv at
-# their own sequence numbers, in-order and out-of-order alike, so moving a record between the queues moves no byte. Where records
-# overlap, the byte that counts is that of the record with the lower sequence number; whoever stores payload therefore stores
-# only what lies above the end of its predecessor.
-# Invariants: rmem_alloc is the sum of truesize over both queues; the ring holds [copied_seq, rcv_ring_span_end); no memory when both queues are
-# empty. Receive rings are freed at once: no frame to send ever points into one.
+# Facts J30. A record (rrec_t) stands for one of Linux's skbs: how much memory it counts decides windows, pruning and
+# merges. The bytes lie in sk.rcv at their own sequence numbers, in-order and out-of-order alike, so moving a record
+# between the queues moves no byte. Where records overlap, the byte that counts is that of the record with the lower
+# sequence number; whoever stores payload therefore stores only what lies above the end of its predecessor.
+# Invariants: rmem_alloc is the sum of truesize over both queues; the ring holds [copied_seq, rcv_ring_span_end); no
+# memory when both queues are empty. Receive rings are freed at once: no frame to send ever points into one.
 
-from ustack.core.types cimport TH_FIN, TH_SYN, E_NOMEM, idx_t, int32_t, seg_t, uint8_t, uint32_t
+from ustack.core.types cimport E_NOMEM, TH_FIN, TH_SYN, idx_t, int32_t, seg_t, uint32_t, uint8_t
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport rrec_t
 from ustack.core.ring cimport ring_free, ring_release, ring_reserve, ring_write
-from ustack.core.seqno cimport after, before, u32_min
+from ustack.core.seqno cimport after
 from ustack.core.skmem cimport sk_forced_mem_schedule, sk_mem_charge, sk_mem_uncharge
 from ustack.core.sock cimport rr_at, sk_purge_recv
 from ustack.core.state cimport engine_t
@@ -24,7 +25,7 @@ cdef enum:
     FRAME_LINEAR_MAX = 4031         # a longer frame has its payload in pages
 
 
-# ---- what a frame counts --------------------------------------------------------------------------------------------------------
+# ---- what a frame counts -------------------------------------------------------------------------------------------
 cdef inline int32_t frame_truesize(uint32_t n) noexcept nogil:
     """Memory of a received frame of n bytes (IP header included)."""
     if n <= 192:
@@ -80,7 +81,7 @@ cdef inline uint32_t rr_len(const rrec_t* r) noexcept nogil:
     return r.end_seq - r.seq - r.fin
 
 
-# ---- ring -----------------------------------------------------------------------------------------------------------------------
+# ---- ring ----------------------------------------------------------------------------------------------------------
 cdef inline int rcv_ring_room(engine_t* e, tcb_t* sk, uint32_t end) noexcept nogil:
     """Make the ring reach up to sequence number end."""
     cdef uint8_t* old = NULL
@@ -99,7 +100,8 @@ cdef inline int rcv_ring_room(engine_t* e, tcb_t* sk, uint32_t end) noexcept nog
 
 
 cdef inline void rcv_ring_store(tcb_t* sk, const seg_t* s, uint32_t seq, uint32_t start) noexcept nogil:
-    """Write the segment's payload, whose first byte has sequence number seq, from start on. rcv_ring_room has made the room."""
+    """Write the segment's payload, whose first byte has sequence number seq, from start on. rcv_ring_room has made
+    the room."""
     cdef uint32_t end = seq + s.len
     cdef uint32_t skip = 0
     if after(start, seq):
@@ -119,7 +121,7 @@ cdef inline void rcv_ring_idle(tcb_t* sk) noexcept nogil:
         ring_free(old)
 
 
-# ---- records --------------------------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------------------------
 cdef inline int rcv_prepare(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     """Can this segment be stored? -E_NOMEM when records or ring memory have run out; nothing has changed then."""
     if e.rrec.used >= e.rrec.cap:
@@ -187,10 +189,10 @@ cdef inline void rq_eat(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
     rcv_free_record(e, sk, i)
 
 
-# ---- coalescing -----------------------------------------------------------------------------------------------------------------
+# ---- coalescing ----------------------------------------------------------------------------------------------------
 cdef inline bint rr_try_coalesce(engine_t* e, tcb_t* sk, idx_t to, const rrec_t* frm) noexcept nogil:
-    """tcp_try_coalesce: append a record to another if it is contiguous and fits into its head, or is made of pages. What merged
-    charges only its pages; a record that was charged itself is freed by the caller."""
+    """tcp_try_coalesce: append a record to another if it is contiguous and fits into its head, or is made of pages.
+    What merged charges only its pages; a record that was charged itself is freed by the caller."""
     cdef rrec_t* r
     cdef uint32_t n
     cdef int32_t delta = 0
@@ -223,7 +225,8 @@ cdef inline void tcp_rcv_nxt_update(tcb_t* sk, uint32_t seq) noexcept nogil:
 
 
 cdef inline bint tcp_queue_rcv(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
-    """Append a segment that begins at or before rcv_nxt. True if it merged into the last record. rcv_prepare has said yes."""
+    """Append a segment that begins at or before rcv_nxt. True if it merged into the last record. rcv_prepare has said
+    yes."""
     cdef rrec_t tmp
     cdef idx_t i
     rcv_ring_store(sk, s, s.seq, sk.rcv_nxt)
@@ -244,7 +247,8 @@ cdef inline bint tcp_queue_rcv(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
 
 
 cdef inline void rcv_queue_syn_data(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
-    """tcp_fastopen_add_skb without the FIN: payload of a SYN (or SYN-ACK) that Fast Open accepted. copied_seq and rcv_nxt are irs + 1."""
+    """tcp_fastopen_add_skb without the FIN: payload of a SYN (or SYN-ACK) that Fast Open accepted. copied_seq and
+    rcv_nxt are irs + 1."""
     cdef idx_t i
     cdef rrec_t* r
     cdef uint32_t start = s.seq + 1 if s.flags & TH_SYN else s.seq
@@ -264,7 +268,7 @@ cdef inline void rcv_queue_syn_data(engine_t* e, tcb_t* sk, const seg_t* s) noex
     sk.bytes_received = s.len
 
 
-# ---- the end --------------------------------------------------------------------------------------------------------------------
+# ---- the end -------------------------------------------------------------------------------------------------------
 cdef inline void rcv_queue_purge(engine_t* e, tcb_t* sk) noexcept nogil:
     """Both queues and the ring; sequence variables stay."""
     sk_purge_recv(e, sk)

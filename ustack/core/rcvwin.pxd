@@ -1,13 +1,12 @@
 # The receive window: what to offer, how it grows, autotuning of the receive buffer (layer: above rcvq).
 #
-# Facts C8, J25, J26, RFC 9293 3.8.6.2, RFC 7323 2. The buffer is counted in truesize and converted to window by scaling_ratio (of 256), which follows
-# the payload/truesize ratio of what arrives. rcv_ssthresh is how much of it one dares to offer, window_clamp the top.
-# Invariant: without tcp_shrink_window the right edge rcv_wup + rcv_wnd never moves left.
-# Header prediction lives here too (pred_flags), since windows turn it on and off. Called by everything that sends or receives.
+# Facts C8, J25, J26, RFC 9293 3.8.6.2, RFC 7323 2. The buffer is counted in truesize and converted to window by
+# scaling_ratio (of 256), which follows the payload/truesize ratio of what arrives. rcv_ssthresh is how much of it one
+# dares to offer, window_clamp the top. Invariant: without tcp_shrink_window the right edge rcv_wup + rcv_wnd never
+# moves left. Header prediction lives here too (pred_flags), since windows turn it on and off. Called by everything
+# that sends or receives.
 
-from ustack.core.types cimport (
-    NS_PER_US, TH_ACK, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
-)
+from ustack.core.types cimport NS_PER_US, TH_ACK, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from ustack.core.seqno cimport before, i32_max, i32_min, i64_max, i64_min, ilog2_u32, rounddown_u32, u32_max, u32_min
 from ustack.core.skmem cimport tcp_under_memory_pressure
 from ustack.core.sock cimport rr_at, sk_data_ready, tcp_clock_ms
@@ -15,9 +14,7 @@ from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPFromZeroWindowAdv, MIB_TcpExtTCPToZeroWindowAdv, MIB_TcpExtTCPWantZeroWindowAdv, mib_inc,
 )
-from ustack.core.tcb cimport (
-    ICSK_ACK_NOMEM, MAX_TCP_WINDOW, SF_DONE, SOCK_RCVBUF_LOCK, TCP_INIT_CWND, tcb_t,
-)
+from ustack.core.tcb cimport ICSK_ACK_NOMEM, MAX_TCP_WINDOW, SF_DONE, SOCK_RCVBUF_LOCK, TCP_INIT_CWND, tcb_t
 
 cdef enum:
     RMEM_TO_WIN_SHIFT = 8
@@ -28,7 +25,7 @@ cdef enum:
     MAX_WINDOW16 = 65535
 
 
-# ---- memory and window ------------------------------------------------------------------------------------------------------------
+# ---- memory and window ---------------------------------------------------------------------------------------------
 cdef inline int64_t tcp_win_from_space(const tcb_t* sk, int64_t space) noexcept nogil:
     return (space * sk.scaling_ratio) >> RMEM_TO_WIN_SHIFT
 
@@ -76,9 +73,10 @@ cdef inline void tcp_data_ready(engine_t* e, tcb_t* sk) noexcept nogil:
         sk_data_ready(e, sk)
 
 
-# ---- header prediction --------------------------------------------------------------------------------------------------------------
+# ---- header prediction ---------------------------------------------------------------------------------------------
 cdef inline void tcp_fast_path_on_raw(tcb_t* sk, uint32_t raw_wnd) noexcept nogil:
-    """Expect segments with this header length, ACK only, and this raw window: doff in words << 28 | flags << 16 | window."""
+    """Expect segments with this header length, ACK only, and this raw window: doff in words << 28 | flags << 16 |
+    window."""
     sk.pred_flags = (<uint32_t> sk.tcp_header_len << 26) | (<uint32_t> TH_ACK << 16) | (raw_wnd & 0xffff)
 
 
@@ -92,10 +90,11 @@ cdef inline void tcp_fast_path_check(engine_t* e, tcb_t* sk) noexcept nogil:
         tcp_fast_path_on(sk)
 
 
-# ---- choosing the window ---------------------------------------------------------------------------------------------------------
+# ---- choosing the window -------------------------------------------------------------------------------------------
 cdef inline void tcp_select_initial_window(engine_t* e, int64_t space, uint32_t mss, uint32_t* rcv_wnd, uint32_t* clamp,
                                            bint wscale_ok, uint8_t* wscale, uint32_t init_rcv_wnd) noexcept nogil:
-    """Window and scale for a SYN or SYN-ACK (facts C8). mss: the advertised one, less 12 with timestamps; init_rcv_wnd in segments, 0 = none."""
+    """Window and scale for a SYN or SYN-ACK (facts C8). mss: the advertised one, less 12 with timestamps;
+    init_rcv_wnd in segments, 0 = none."""
     cdef uint32_t top = clamp[0] if clamp[0] else <uint32_t> MAX_WINDOW16 << WSCALE_MAX
     cdef uint32_t room = <uint32_t> i64_min(i64_max(space, 0), top)
     cdef uint32_t x
@@ -201,7 +200,7 @@ cdef inline uint32_t tcp_select_window(engine_t* e, tcb_t* sk) noexcept nogil:
     return win
 
 
-# ---- clamp and growth ------------------------------------------------------------------------------------------------------------
+# ---- clamp and growth ----------------------------------------------------------------------------------------------
 cdef inline int tcp_set_window_clamp(engine_t* e, tcb_t* sk, int32_t v) noexcept nogil:
     """tcp_set_window_clamp for a value other than 0."""
     cdef uint32_t old = sk.window_clamp
@@ -225,8 +224,8 @@ cdef inline void tcp_initialize_rcv_mss(tcb_t* sk) noexcept nogil:
 
 
 cdef inline void tcp_init_rcv_space(engine_t* e, tcb_t* sk) noexcept nogil:
-    """tcp_init_buffer_space, the receive side: clamp to the buffer, one segment held in reserve, start of autotuning. Whoever calls it
-    expands the send buffer (tcp_sndbuf_expand) first."""
+    """tcp_init_buffer_space, the receive side: clamp to the buffer, one segment held in reserve, start of autotuning.
+    Whoever calls it expands the send buffer (tcp_sndbuf_expand) first."""
     cdef int32_t app = <int32_t> e.cfg.tcp_app_win
     cdef uint32_t maxwin = <uint32_t> tcp_full_space(sk)
     sk.rcvq_time = e.now
@@ -284,10 +283,10 @@ cdef inline void tcp_clamp_window(engine_t* e, tcb_t* sk) noexcept nogil:
         sk.rcv_ssthresh = u32_min(sk.window_clamp, 2 * sk.advmss)
 
 
-# ---- round-trip time of the receiver -------------------------------------------------------------------------------------------
+# ---- round-trip time of the receiver -------------------------------------------------------------------------------
 cdef inline void rcv_rtt_update_(tcb_t* sk, uint32_t sample_us, bint from_window) noexcept nogil:
-    """rcvrtt_us is eight times the estimate. A smaller sample counts at once; a larger one is smoothed in, unless it was taken from the
-    window (then it may include the sender's idle time) or the application lags behind."""
+    """rcvrtt_us is eight times the estimate. A smaller sample counts at once; a larger one is smoothed in, unless it
+    was taken from the window (then it may include the sender's idle time) or the application lags behind."""
     cdef int64_t m = <int64_t> sample_us << 3
     cdef uint32_t old = sk.rcvrtt_us
     if old == 0 or m < old:
@@ -311,7 +310,8 @@ cdef inline void tcp_rcv_rtt_measure(engine_t* e, tcb_t* sk) noexcept nogil:
 
 
 cdef inline void tcp_rcv_rtt_measure_ts(engine_t* e, tcb_t* sk, uint32_t seqlen) noexcept nogil:
-    """Time since the peer's last echo of our timestamp; full segments only, one sample per echoed value, whole milliseconds."""
+    """Time since the peer's last echo of our timestamp; full segments only, one sample per echoed value, whole
+    milliseconds."""
     cdef uint32_t delta
     if sk.rcv_tsecr == sk.rcvrtt_last_tsecr:
         return
@@ -323,9 +323,10 @@ cdef inline void tcp_rcv_rtt_measure_ts(engine_t* e, tcb_t* sk, uint32_t seqlen)
         rcv_rtt_update_(sk, delta * 1000, False)
 
 
-# ---- autotuning ------------------------------------------------------------------------------------------------------------------
+# ---- autotuning ----------------------------------------------------------------------------------------------------
 cdef inline void tcp_rcvbuf_grow(engine_t* e, tcb_t* sk, uint32_t newval) noexcept nogil:
-    """newval bytes were consumed in one round trip: room for twice that, for the growth of a sender in slow start, and for what lies beyond a hole."""
+    """newval bytes were consumed in one round trip: room for twice that, for the growth of a sender in slow start,
+    and for what lies beyond a hole."""
     cdef uint32_t oldval = sk.rcvq_space
     cdef uint32_t rcvwin
     cdef uint64_t grow

@@ -1,11 +1,13 @@
 # Reading: recv() with its flags, the urgent byte, window updates after a read (layer above output, rcvq, prune).
 #
-# RFC 9293 3.9.1.3, 3.8.6.2.2, RFC 6093, facts G5, G8, J25, J27, K8. Linux: tcp_recvmsg, tcp_recv_urg, tcp_cleanup_rbuf, tcp_inq. Never blocks: where Linux
-# would sleep the call returns what it has or -E_AGAIN and the driver, having waited, calls again with the rest (MSG_WAITALL too is the driver's).
-# Called by user and the border under the lock.
+# RFC 9293 3.9.1.3, 3.8.6.2.2, RFC 6093, facts G5, G8, J25, J27, K8. Linux: tcp_recvmsg, tcp_recv_urg,
+# tcp_cleanup_rbuf, tcp_inq. Never blocks: where Linux would sleep the call returns what it has or -E_AGAIN and the
+# driver, having waited, calls again with the rest (MSG_WAITALL too is the driver's). Called by user and the border
+# under the lock.
 
 from ustack.core.types cimport (
-    E_AGAIN, E_INVAL, E_NOTCONN, TCP_CLOSE, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, idx_t, int64_t, ns_t, uint8_t, uint32_t,
+    E_AGAIN, E_INVAL, E_NOTCONN, TCP_CLOSE, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, idx_t, int64_t, ns_t, uint32_t,
+    uint8_t,
 )
 from ustack.core.dataq cimport TCP_URG_READ, TCP_URG_VALID
 from ustack.core.delack cimport inet_csk_ack_scheduled, inet_csk_in_pingpong_mode
@@ -13,12 +15,10 @@ from ustack.core.rcvq cimport rcv_ring_idle, rq_eat, rr_len
 from ustack.core.rcvwin cimport __tcp_select_window, tcp_fast_path_check, tcp_rcv_space_adjust, tcp_receive_window
 from ustack.core.records cimport rrec_t
 from ustack.core.ring cimport ring_read
-from ustack.core.seqno cimport after, before, u32_min
+from ustack.core.seqno cimport after, before
 from ustack.core.sock cimport rr_at
 from ustack.core.state cimport engine_t
-from ustack.core.tcb cimport (
-    ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, RCV_SHUTDOWN, SF_DONE, SF_URGINLINE, tcb_t,
-)
+from ustack.core.tcb cimport ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, RCV_SHUTDOWN, SF_DONE, SF_URGINLINE, tcb_t
 from ustack.core.xmit cimport tcp_send_ack
 
 cdef enum:
@@ -39,7 +39,7 @@ cdef struct recv_t:                 # one read in progress
     ns_t tstamp                     # arrival of the last record read from, 0 = none
 
 
-# ---- window updates ----------------------------------------------------------------------------------------------------------------
+# ---- window updates ------------------------------------------------------------------------------------------------
 cdef inline bint read_acks_(engine_t* e, const tcb_t* sk, int64_t copied) noexcept nogil:
     # An ACK is pending; does this read release it?
     if not inet_csk_ack_scheduled(sk):
@@ -67,7 +67,7 @@ cdef inline void tcp_cleanup_rbuf(engine_t* e, tcb_t* sk, int64_t copied) noexce
         tcp_send_ack(e, sk)
 
 
-# ---- urgent byte -------------------------------------------------------------------------------------------------------------------
+# ---- urgent byte ---------------------------------------------------------------------------------------------------
 cdef inline int64_t tcp_recv_urg(tcb_t* sk, uint8_t* out, size_t n, uint32_t flags) noexcept nogil:
     """MSG_OOB. Never waits."""
     if sk.sflags & SF_URGINLINE or sk.urg_state == 0 or sk.urg_state == TCP_URG_READ:
@@ -87,7 +87,7 @@ cdef inline int64_t tcp_recv_urg(tcb_t* sk, uint8_t* out, size_t n, uint32_t fla
     return -E_AGAIN
 
 
-# ---- the read loop -----------------------------------------------------------------------------------------------------------------
+# ---- the read loop -------------------------------------------------------------------------------------------------
 cdef inline void recv_advance_(tcb_t* sk, recv_t* r, uint32_t n) noexcept nogil:
     r.seq += n
     if not r.peek:
@@ -194,8 +194,8 @@ cdef inline int64_t tcp_recvmsg(engine_t* e, tcb_t* sk, uint8_t* out, size_t n, 
 
 cdef inline int64_t tcp_recvmsg_ts(engine_t* e, tcb_t* sk, uint8_t* out, size_t n, uint32_t flags, uint32_t peek_off,
                                    ns_t* tstamp) noexcept nogil:
-    """As tcp_recvmsg; *tstamp becomes the arrival time of the last record read from (0: none), for receive timestamps. peek_off: with
-    MSG_PEEK, how much to skip."""
+    """As tcp_recvmsg; *tstamp becomes the arrival time of the last record read from (0: none), for receive
+    timestamps. peek_off: with MSG_PEEK, how much to skip."""
     cdef recv_t r
     cdef int64_t got
     tstamp[0] = 0
@@ -217,7 +217,7 @@ cdef inline int64_t tcp_recvmsg_ts(engine_t* e, tcb_t* sk, uint8_t* out, size_t 
     return got
 
 
-# ---- how much there is -------------------------------------------------------------------------------------------------------------
+# ---- how much there is ---------------------------------------------------------------------------------------------
 cdef inline int64_t tcp_inq(engine_t* e, tcb_t* sk) noexcept nogil:
     """SIOCINQ: bytes that can be read up to the urgent mark."""
     cdef uint32_t n

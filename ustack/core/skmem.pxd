@@ -1,9 +1,9 @@
 # Memory that sockets are charged for, in pages (layer: below sock).
 #
-# Linux's sk_forward_alloc: a socket reserves whole pages of the protocol's memory and charges records against them. What shows from outside:
-# a segment whose truesize exceeds the reserve leaves the header-prediction path (TCPHPHits), and tcp_mem limits refuse memory.
-# Invariants: fwd_alloc + rmem_alloc + what the send queue charged is a multiple of the page size, and the sum over all sockets is
-# e.mem_pages. Called by rcvq, sendq and sock.
+# Linux's sk_forward_alloc: a socket reserves whole pages of the protocol's memory and charges records against them.
+# What shows from outside: a segment whose truesize exceeds the reserve leaves the header-prediction path (TCPHPHits),
+# and tcp_mem limits refuse memory. Invariants: fwd_alloc + rmem_alloc + what the send queue charged is a multiple of
+# the page size, and the sum over all sockets is e.mem_pages. Called by rcvq, sendq and sock.
 
 from ustack.core.types cimport int32_t, int64_t
 from ustack.core.state cimport engine_t

@@ -1,12 +1,13 @@
 # The answer to our SYN (layer above validate, below input).
 #
-# RFC 9293 3.10.7.3, RFC 7413 4.1.3. Linux: tcp_rcv_synsent_state_process, tcp_finish_connect, tcp_rcv_fastopen_synack. A SYN-ACK completes the connection, a SYN
-# without ACK makes it a simultaneous open, anything else is dropped or answered with a RST. Called by input in SYN_SENT.
+# RFC 9293 3.10.7.3, RFC 7413 4.1.3. Linux: tcp_rcv_synsent_state_process, tcp_finish_connect,
+# tcp_rcv_fastopen_synack. A SYN-ACK completes the connection, a SYN without ACK makes it a simultaneous open,
+# anything else is dropped or answered with a RST. Called by input in SYN_SENT.
 
 from ustack.core.types cimport (
-    DROP_NONE, DROP_TCP_FLAGS, DROP_TCP_INVALID_ACK_SEQUENCE, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, NS_PER_MS, OPT_FASTOPEN, OPT_FO_EXP, OPT_MSS,
-    OPT_SACKOK, OPT_TS, OPT_WSCALE, TCP_ESTABLISHED, TCP_SYN_RECV, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_RST, TH_SYN, idx_t, ns_t, seg_t,
-    uint8_t, uint16_t, uint32_t,
+    DROP_NONE, DROP_TCP_FLAGS, DROP_TCP_INVALID_ACK_SEQUENCE, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, NS_PER_MS,
+    OPT_FASTOPEN, OPT_FO_EXP, OPT_MSS, OPT_SACKOK, OPT_TS, OPT_WSCALE, TCP_ESTABLISHED, TCP_SYN_RECV, TH_ACK, TH_CWR,
+    TH_ECE, TH_FIN, TH_RST, TH_SYN, idx_t, ns_t, seg_t, uint16_t, uint8_t,
 )
 from ustack.core.ack cimport tcp_ack, tcp_init_transfer
 from ustack.core.dataq cimport SK_GONE, tcp_urg
@@ -34,9 +35,7 @@ from ustack.core.stats cimport (
     MIB_TcpExtPAWSActive, MIB_TcpExtTCPFastOpenActive, MIB_TcpExtTCPFastOpenActiveFail, mib_inc,
 )
 from ustack.core.syn cimport tcp_send_synack
-from ustack.core.tcb cimport (
-    ICSK_ACK_TIMER, ICSK_TIME_RETRANS, SF_DEAD, SF_KEEPOPEN, TCP_ECN_OK, tcb_t,
-)
+from ustack.core.tcb cimport ICSK_ACK_TIMER, ICSK_TIME_RETRANS, SF_DEAD, SF_KEEPOPEN, TCP_ECN_OK, tcb_t
 from ustack.core.validate cimport sk_take_tstamp_, tcp_store_ts_recent
 from ustack.core.wire cimport wire_parse_opts
 from ustack.core.xmit cimport tcp_send_ack, tcp_ts_of
@@ -47,7 +46,7 @@ cdef enum:
     SYNSENT_RESET = 0x10000             # flag on a drop reason: answer with a stateless RST
 
 
-# ---- options of the SYN or SYN-ACK --------------------------------------------------------------------------------------------------
+# ---- options of the SYN or SYN-ACK ---------------------------------------------------------------------------------
 cdef inline void synsent_options_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     wire_parse_opts(s)
     if not s.flags & TH_SYN:
@@ -84,7 +83,7 @@ cdef inline void synsent_tstamp_(engine_t* e, tcb_t* sk) noexcept nogil:
         tcp_store_ts_recent(e, sk)
 
 
-# ---- Fast Open ----------------------------------------------------------------------------------------------------------------------
+# ---- Fast Open -----------------------------------------------------------------------------------------------------
 cdef inline bint tcp_rcv_fastopen_synack(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     """Remember the cookie; was the data of the SYN taken? True: it was not, and has been sent again."""
     cdef idx_t data = sq_rtx_head(sk) if sk.syn_data else 0
@@ -118,7 +117,7 @@ cdef inline bint tcp_rcv_fastopen_synack(engine_t* e, tcb_t* sk, const seg_t* s)
     return False
 
 
-# ---- SYN-ACK --------------------------------------------------------------------------------------------------------------------------
+# ---- SYN-ACK -------------------------------------------------------------------------------------------------------
 cdef inline void tcp_finish_connect(engine_t* e, tcb_t* sk) noexcept nogil:
     sk_set_state(e, sk, TCP_ESTABLISHED)
     sk.lrcvtime = e.now
@@ -204,7 +203,7 @@ cdef inline int synsent_ack_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     return synsent_established_(e, sk, s)
 
 
-# ---- SYN --------------------------------------------------------------------------------------------------------------------------------
+# ---- SYN -----------------------------------------------------------------------------------------------------------
 cdef inline int synsent_crossed_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     # Both sides open at once. Data in the peer's SYN is not taken.
     sk_set_state(e, sk, TCP_SYN_RECV)

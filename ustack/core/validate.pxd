@@ -1,13 +1,15 @@
 # Is an arriving segment acceptable to a connection? (layer above challenge and rcvfin, below input)
 #
-# RFC 9293 3.10.7.4 (first to fourth check), RFC 7323 5 (PAWS), RFC 5961, facts J20-J22. Linux: tcp_validate_incoming, tcp_sequence, tcp_disordered_ack_check,
-# tcp_reset_check, tcp_send_dupack. The order of the tests is Linux's: it decides which answer and which counter a segment gets that fails several.
-# Called by input for every segment that header prediction did not take.
+# RFC 9293 3.10.7.4 (first to fourth check), RFC 7323 5 (PAWS), RFC 5961, facts J20-J22. Linux: tcp_validate_incoming,
+# tcp_sequence, tcp_disordered_ack_check, tcp_reset_check, tcp_send_dupack. The order of the tests is Linux's: it
+# decides which answer and which counter a segment gets that fails several. Called by input for every segment that
+# header prediction did not take.
 
 from ustack.core.types cimport (
-    DROP_NONE, DROP_TCP_INVALID_END_SEQUENCE, DROP_TCP_INVALID_SEQUENCE, DROP_TCP_INVALID_SYN, DROP_TCP_OLD_SEQUENCE, DROP_TCP_RESET,
-    DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_PAWS_ACK, NS_PER_SEC, OPT_SACK, OPT_TS, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED,
-    TCP_LAST_ACK, TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, int32_t, int64_t, seg_t, uint32_t,
+    DROP_NONE, DROP_TCP_INVALID_END_SEQUENCE, DROP_TCP_INVALID_SEQUENCE, DROP_TCP_INVALID_SYN, DROP_TCP_OLD_SEQUENCE,
+    DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_PAWS_ACK, NS_PER_SEC, OPT_SACK, OPT_TS, TCP_CLOSE_WAIT,
+    TCP_CLOSING, TCP_ESTABLISHED, TCP_LAST_ACK, TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, int32_t, seg_t,
+    uint32_t,
 )
 from ustack.core.challenge cimport tcp_send_challenge_ack
 from ustack.core.dataq cimport SK_GONE
@@ -22,8 +24,8 @@ from ustack.core.seqno cimport after, before
 from ustack.core.sock cimport tcp_clock_s
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
-    MIB_TcpExtBeyondWindow, MIB_TcpExtDelayedACKLost, MIB_TcpExtPAWSEstab, MIB_TcpExtPAWSOldAck, MIB_TcpExtTCPACKSkippedPAWS,
-    MIB_TcpExtTCPACKSkippedSeq, MIB_TcpExtTCPSYNChallenge, MIB_TcpInErrs, mib_inc,
+    MIB_TcpExtBeyondWindow, MIB_TcpExtDelayedACKLost, MIB_TcpExtPAWSEstab, MIB_TcpExtPAWSOldAck,
+    MIB_TcpExtTCPACKSkippedPAWS, MIB_TcpExtTCPACKSkippedSeq, MIB_TcpExtTCPSYNChallenge, MIB_TcpInErrs, mib_inc,
 )
 from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, tcb_t
 from ustack.core.wire cimport wire_parse_opts
@@ -33,7 +35,7 @@ cdef enum:
     TSVAL_PER_SEC = 1200            # the fastest clock to expect of a peer
 
 
-# ---- options -----------------------------------------------------------------------------------------------------------------------
+# ---- options -------------------------------------------------------------------------------------------------------
 cdef inline void sk_take_tstamp_(tcb_t* sk, const seg_t* s) noexcept nogil:
     sk.saw_tstamp = 1
     sk.rcv_tsval = s.tsval
@@ -60,7 +62,7 @@ cdef inline void tcp_store_ts_recent(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.ts_recent_stamp = tcp_clock_s(e)
 
 
-# ---- tests -------------------------------------------------------------------------------------------------------------------------
+# ---- tests ---------------------------------------------------------------------------------------------------------
 cdef inline bint tcp_may_update_window(const tcb_t* sk, uint32_t ack, uint32_t ack_seq, uint32_t nwin) noexcept nogil:
     """RFC 9293: SND.WL1 and SND.WL2; a larger or zero window in a segment of the same number counts too."""
     return (after(ack, sk.snd_una) or after(ack_seq, sk.snd_wl1)
@@ -68,7 +70,8 @@ cdef inline bint tcp_may_update_window(const tcb_t* sk, uint32_t ack, uint32_t a
 
 
 cdef inline int tcp_disordered_ack_check(const tcb_t* sk, const seg_t* s) noexcept nogil:
-    """A segment failed PAWS. 0: a pure ACK that tells nothing new and is only slightly late, take it; else the reason to drop it."""
+    """A segment failed PAWS. 0: a pure ACK that tells nothing new and is only slightly late, take it; else the reason
+    to drop it."""
     if not s.flags & TH_ACK or s.seq != s.end_seq:
         return DROP_TCP_RFC7323_PAWS
     if s.seq != sk.rcv_nxt:
@@ -81,8 +84,8 @@ cdef inline int tcp_disordered_ack_check(const tcb_t* sk, const seg_t* s) noexce
 
 
 cdef inline int tcp_sequence(const tcb_t* sk, const seg_t* s) noexcept nogil:
-    """RFC 9293's first check, in Linux's form: not wholly before the last ACK sent, and within the right edge; what reaches over the edge only with
-    a FIN is taken, with data only while nothing is queued."""
+    """RFC 9293's first check, in Linux's form: not wholly before the last ACK sent, and within the right edge; what
+    reaches over the edge only with a FIN is taken, with data only while nothing is queued."""
     cdef uint32_t edge
     if before(s.end_seq, sk.rcv_wup):
         return DROP_TCP_OLD_SEQUENCE
@@ -118,7 +121,7 @@ cdef inline bint rst_matches_(const tcb_t* sk, const seg_t* s) noexcept nogil:
     return s.seq == edge
 
 
-# ---- answers -----------------------------------------------------------------------------------------------------------------------
+# ---- answers -------------------------------------------------------------------------------------------------------
 cdef inline void tcp_send_dupack(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     """A segment was not acceptable: say what is expected; old data means that ACKs get lost."""
     if s.end_seq != s.seq and before(s.seq, sk.rcv_nxt):
@@ -188,7 +191,8 @@ cdef inline bint syn_crossed_(const tcb_t* sk, const seg_t* s) noexcept nogil:
 
 
 cdef inline int tcp_validate_incoming(engine_t* e, tcb_t* sk, seg_t* s, bint syn_inerr) noexcept nogil:
-    """0: acceptable, options parsed. Else the drop reason (what was to be answered has been), or SK_GONE after a reset."""
+    """0: acceptable, options parsed. Else the drop reason (what was to be answered has been), or SK_GONE after a
+    reset."""
     cdef int reason
     tcp_fast_parse_options(sk, s)
     if sk.saw_tstamp and not tcp_paws_check(e, sk.ts_recent, sk.ts_recent_stamp, sk.rcv_tsval, TCP_PAWS_WINDOW):
