@@ -8,11 +8,16 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+cimport ustack.core.cc as cc
+cimport ustack.core.cc_bbr as bbr
+cimport ustack.core.cc_cubic as cub
 cimport ustack.core.cksum as ck
+cimport ustack.core.cwnd as cw
 cimport ustack.core.ehash as eh
 cimport ustack.core.pool as po
 cimport ustack.core.ring as ri
 cimport ustack.core.rtt as rt
+cimport ustack.core.sendq as send
 cimport ustack.core.seqno as sq
 cimport ustack.core.siphash as sh
 cimport ustack.core.records as rec
@@ -21,6 +26,10 @@ cimport ustack.core.tx as tx
 cimport ustack.core.types as ty
 cimport ustack.core.wheel as wh
 cimport ustack.core.wire as wi
+from ustack.core.config cimport config_defaults
+from ustack.core.siphash cimport prng_seed
+from ustack.core.state cimport engine_t
+from ustack.core.tcb cimport tcb_t
 
 NS_NEVER = ty.NS_NEVER
 DROP_REASONS = ty.DROP_REASONS
@@ -708,3 +717,142 @@ def tx_cut(hdr, payload, int split, int gso_size, bint partial=True):
     out = Block(bytes(tx.tx_len(&f)))
     assert tx.tx_whole(&f, out.p) == out.n
     return packets, out.get()
+# ---- congestion control: an engine and a socket that nothing is connected to
+
+cdef class Cc:
+    # cc: reno, cubic, bbr. Fields of the socket and parameters of the configuration by name; now in ns.
+    cdef engine_t* e
+    cdef tcb_t* sk
+
+    def __cinit__(self, str name, int64_t now=0, int64_t tick=4000000, uint32_t mss=1448):
+        cdef bytes raw = name.encode()
+        self.e = <engine_t*>calloc(1, sizeof(engine_t))
+        self.sk = <tcb_t*>calloc(1, sizeof(tcb_t))
+        if self.e == NULL or self.sk == NULL:
+            raise MemoryError
+        config_defaults(&self.e.cfg)
+        self.e.tick = tick
+        self.e.now = now
+        self.e.tso_max = 65536
+        prng_seed(&self.e.prng, <const uint8_t*>b"seed", 4)
+        self.sk.cc = <uint8_t>cc.cc_by_name(self.e, raw, <uint32_t>len(raw))
+        self.sk.snd_cwnd = 10
+        self.sk.snd_ssthresh = 0x7fffffff
+        self.sk.snd_cwnd_clamp = 0xffffffffULL
+        self.sk.mss_cache = mss
+        self.sk.max_pacing_rate = <uint64_t>-1
+        self.sk.is_cwnd_limited = 1
+        rt.minmax_reset(&self.sk.rtt_min, 0, 0xffffffffULL)
+        cc.cc_init(self.e, self.sk)
+
+    def __dealloc__(self):
+        free(self.e)
+        free(self.sk)
+
+    def name(self):
+        return cc.cc_name(self.e, self.sk.cc).decode()
+
+    def set(self, **values):
+        for k, v in values.items():
+            if k == "now": self.e.now = v
+            elif k == "cwnd": self.sk.snd_cwnd = v
+            elif k == "ssthresh": self.sk.snd_ssthresh = v
+            elif k == "prior_cwnd": self.sk.prior_cwnd = v
+            elif k == "limited": self.sk.is_cwnd_limited = v
+            elif k == "max_packets_out": self.sk.max_packets_out = v
+            elif k == "packets_out": self.sk.packets_out = v
+            elif k == "sacked_out": self.sk.sacked_out = v
+            elif k == "lost_out": self.sk.lost_out = v
+            elif k == "retrans_out": self.sk.retrans_out = v
+            elif k == "prr_out": self.sk.prr_out = v
+            elif k == "clamp": self.sk.snd_cwnd_clamp = v
+            elif k == "srtt_us": self.sk.rtt.srtt_us = v << 3
+            elif k == "snd_una": self.sk.snd_una = v
+            elif k == "snd_nxt": self.sk.snd_nxt = v
+            elif k == "lsndtime": self.sk.lsndtime = v
+            elif k == "delivered": self.sk.delivered = v
+            elif k == "delivered_mstamp": self.sk.delivered_mstamp = v
+            elif k == "lost": self.sk.lost = v
+            elif k == "app_limited": self.sk.app_limited = v
+            elif k == "ca_state": self.sk.ca_state = v
+            elif k == "cubic_beta": self.e.cfg.cubic_beta = v
+            elif k == "cubic_hystart": self.e.cfg.cubic_hystart = v
+            elif k == "cubic_tcp_friendliness": self.e.cfg.cubic_tcp_friendliness = v
+            elif k == "cubic_fast_convergence": self.e.cfg.cubic_fast_convergence = v
+            elif k == "cubic_hystart_detect": self.e.cfg.cubic_hystart_detect = v
+            else: raise KeyError(k)
+        return self
+
+    def get(self):
+        return {"cwnd": self.sk.snd_cwnd, "ssthresh": self.sk.snd_ssthresh, "cnt": self.sk.snd_cwnd_cnt,
+                "pacing": self.sk.pacing_rate, "in_flight": send.tcp_packets_in_flight(self.sk),
+                "pacing_needed": self.sk.pacing_needed, "prr_out": self.sk.prr_out}
+
+    def cubic(self):
+        cdef cub.cubic_t* c = cub.cubic_of(self.sk)
+        return {"k": c.k, "origin": c.origin_point, "w_max": c.last_max_cwnd, "cnt": c.cnt, "tcp_cwnd": c.tcp_cwnd,
+                "delay_min": c.delay_min, "found": c.found, "epoch": c.epoch_start}
+
+    def bbr(self):
+        cdef bbr.bbr_t* b = bbr.bbr_of(self.sk)
+        return {"mode": b.mode, "bw": bbr.bbr_max_bw(b), "full": b.full_bw_reached, "rounds": b.rtt_cnt,
+                "pacing_gain": b.pacing_gain, "cwnd_gain": b.cwnd_gain, "min_rtt_us": b.min_rtt_us, "phase": b.cycle_idx}
+
+    def mib(self, str name):
+        cdef int i
+        for i in range(st.MIB_COUNT):
+            if st.mib_name(i).decode() == name:
+                return self.e.stats.mib[i]
+        raise KeyError(name)
+
+    def ack(self, uint32_t acked, int64_t rtt_us=-1):
+        # What tcp_ack does outside a reduction.
+        cdef cw.ack_sample_t s
+        s.pkts_acked = acked
+        s.rtt_us = rtt_us
+        s.in_flight = 0
+        cc.cc_pkts_acked(self.e, self.sk, &s)
+        cc.cc_cong_avoid(self.e, self.sk, 0, acked)
+        cw.tcp_update_pacing_rate(self.e, self.sk)
+
+    def sample(self, uint32_t delivered, int64_t interval_us, int64_t rtt_us, uint32_t prior_delivered=0, int losses=0,
+               bint app_limited=False):
+        cdef cw.rate_sample_t rs
+        memset(&rs, 0, sizeof(cw.rate_sample_t))
+        rs.delivered = <int>delivered
+        rs.interval_us = interval_us
+        rs.rtt_us = rtt_us
+        rs.prior_delivered = prior_delivered
+        rs.acked_sacked = delivered
+        rs.losses = losses
+        rs.is_app_limited = app_limited
+        rs.prior_in_flight = send.tcp_packets_in_flight(self.sk)
+        cc.cc_cong_control(self.e, self.sk, 0, 0, &rs)
+
+    def cut(self):
+        # Start of a reduction that ends at once, as after an ECE.
+        self.sk.snd_ssthresh = cc.cc_ssthresh(self.e, self.sk)
+        self.sk.prior_cwnd = self.sk.snd_cwnd
+        self.sk.snd_cwnd = self.sk.snd_ssthresh
+
+    def enter_cwr(self):
+        cc.tcp_enter_cwr(self.e, self.sk)
+
+    def reduce(self, int delivered, int lost=0, bint advanced=False):
+        cc.tcp_cwnd_reduction(self.sk, delivered, lost, advanced)
+
+    def end_reduction(self):
+        cc.tcp_end_cwnd_reduction(self.e, self.sk)
+
+    def undo(self):
+        return cc.cc_undo_cwnd(self.e, self.sk)
+
+    def state(self, int ca):
+        cc.tcp_set_ca_state(self.e, self.sk, <uint8_t>ca)
+
+    def event(self, int which):
+        cc.cc_cwnd_event(self.e, self.sk, which)
+
+
+def cubic_root(uint64_t a):
+    return cub.cubic_root(a)

@@ -31,7 +31,7 @@ from ustack.core.types cimport (
     NS_PER_MS, NS_PER_SEC, OPT_FASTOPEN, OPT_FO_EXP, OPT_TS, TH_ACK, TH_RST, TH_SYN, idx_t, int16_t, int64_t, ns_t, seg_t,
     uint8_t, uint16_t, uint32_t, uint64_t,
 )
-from ustack.core.wire cimport put32, wire_parse_opts
+from ustack.core.wire cimport put32
 
 cdef enum:
     TFO_SERVER_ENABLE = 2
@@ -253,15 +253,13 @@ cdef inline void fastopen_send_ack_(engine_t* e, tcb_t* c, const reqext_t* ext, 
 
 
 cdef inline int fastopen_check_req(engine_t* e, tcb_t* c, seg_t* s) noexcept nogil:
-    # tcp_check_req for the child itself: FO_*. The ACK number is the child's own matter.
+    # tcp_check_req for the child itself: FO_*. The ACK number is the child's own matter. The segment's options are parsed.
     cdef reqext_t* ext = ext_at(e, c.fastopen_rsk)
     cdef uint32_t flg = s.flags & (TH_RST | TH_SYN | TH_ACK)
     cdef ns_t waited = i64_min(NS_PER_SEC << (ext.num_timeout if ext.num_timeout < 24 else 24), <ns_t>e.cfg.tcp_rto_max_ms * NS_PER_MS)
     cdef bint paws = False
-    if s.opt_len != 0:
-        wire_parse_opts(s)
-        if s.opts & OPT_TS and e.cfg.tcp_timestamps:
-            paws = tcp_paws_reject(e, ext.ts_recent, tcp_clock_s(e) - waited // NS_PER_SEC, s.tsval, (s.flags & TH_RST) != 0)
+    if s.opts & OPT_TS and e.cfg.tcp_timestamps:
+        paws = tcp_paws_reject(e, ext.ts_recent, tcp_clock_s(e) - waited // NS_PER_SEC, s.tsval, (s.flags & TH_RST) != 0)
     if s.seq == c.irs and flg == TH_SYN and not paws:
         if not tcp_oow_rate_limited(e, s, MIB_TcpExtTCPACKSkippedSynRecv, &ext.last_oow_ack):
             fastopen_rtx_synack(e, c)

@@ -4,7 +4,7 @@
 # tcp_check_req, tcp_child_process, the LISTEN case of tcp_rcv_state_process, reqsk_timer_handler, tcp_req_err.
 # The order of the tests is part of the behaviour. A request whose listener has gone is dropped at its next segment (which then starts
 # again from the listener table) or timer, unless another member of the listener's group takes it over.
-# Every function that discards a segment returns the reason; 0 = taken.
+# The options of a segment are parsed, its checksum is good. Every function that discards one returns the reason; 0 = taken.
 # Callers: ipin (listen_rcv, request_rcv), icmp (request_icmp), engine (request_timer).
 
 from ustack.core.acceptq cimport acceptq_push, listen_drop, req_drop, req_free, reqq_added, reqq_removed
@@ -16,7 +16,7 @@ from ustack.core.ipout cimport ipout_ack_reply, ipout_rst_reply
 from ustack.core.listen cimport listener_successor
 from ustack.core.paws cimport tcp_ack_rate_limited, tcp_in_window, tcp_paws_reject
 from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqext_t
-from ustack.core.recovery cimport tcp_synack_rtt_meas
+from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.seqno cimport after, between, u32_max
 from ustack.core.sock cimport ext_at, lst_at, req_at, sk_at, sk_data_ready, tcp_clock_ms, tcp_clock_s
 from ustack.core.state cimport engine_t
@@ -36,7 +36,6 @@ from ustack.core.types cimport (
     TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, TM_REQ, idx_t, int32_t, ns_t, seg_t, uint16_t, uint32_t,
 )
 from ustack.core.wheel cimport wheel_arm
-from ustack.core.wire cimport wire_parse_opts
 
 
 # ---- common ----------------------------------------------------------------------------------------------------------------------
@@ -93,7 +92,6 @@ cdef inline int listen_rcv(engine_t* e, tcb_t* lsk, seg_t* s, uint32_t tw_isn) n
     if s.ttl < lsk.min_ttl:
         mib_inc(&e.stats, MIB_TcpExtTCPMinTTLDrop)
         return lst_discard_(e, lsk.listener, DROP_TCP_MINTTL)
-    wire_parse_opts(s)
     if md5_unexpected_(e, s):
         return lst_discard_(e, lsk.listener, DROP_TCP_MD5UNEXPECTED)
     if s.flags & TH_ACK:
@@ -233,7 +231,7 @@ cdef inline int req_flags_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint saw
 
 
 cdef inline int req_check_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s) noexcept nogil:
-    # tcp_check_req; the options are parsed.
+    # tcp_check_req
     cdef req_t* rq = req_at(e, ri)
     cdef uint32_t rnxt = rq.risn + 1
     cdef bint saw_ts = s.opts & OPT_TS and e.cfg.tcp_timestamps
@@ -259,11 +257,8 @@ cdef inline int request_rcv(engine_t* e, idx_t ri, seg_t* s) noexcept nogil:
     cdef req_t* rq = req_at(e, ri)
     cdef idx_t li = rq.listener
     cdef tcb_t* lsk
-    s.opts = 0
-    if s.opt_len != 0:
-        wire_parse_opts(s)
-        if md5_unexpected_(e, s):
-            return lst_discard_(e, li, DROP_TCP_MD5UNEXPECTED)
+    if md5_unexpected_(e, s):
+        return lst_discard_(e, li, DROP_TCP_MD5UNEXPECTED)
     if not lst_at(e, li).listening:
         li = listener_successor(e, li, s.dst, s.src, s.dport, s.sport)
         if li == 0:

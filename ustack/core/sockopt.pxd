@@ -26,7 +26,7 @@ from ustack.core.tcb cimport (
     SF_URGINLINE, SF_ZEROCOPY, SOCK_RCVBUF_LOCK, SOCK_SNDBUF_LOCK, TCP_NAGLE_CORK, TCP_NAGLE_OFF, TCP_NAGLE_PUSH, tcb_t,
 )
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
-from ustack.core.timers cimport tcp_keepalive_elapsed, tcp_keepalive_when
+from ustack.core.timers cimport keepalive_time_elapsed, keepalive_time_when
 
 cdef enum:
     SOL_IP = 0
@@ -91,7 +91,7 @@ cdef inline int timeval_set(ns_t* t, const uint8_t* val, uint32_t n) noexcept no
         t[0] = 0
     elif tv[0] == 0 and tv[1] == 0:
         t[0] = NS_NEVER
-    elif tv[0] > 4000000000:
+    elif tv[0] > 4000000000LL:
         t[0] = NS_NEVER
     else:
         t[0] = tv[0] * NS_PER_SEC + tv[1] * 1000
@@ -103,7 +103,7 @@ cdef inline void set_keepalive(engine_t* e, tcb_t* sk, bint on) noexcept nogil:
     cdef bint was = (sk.sflags & SF_KEEPOPEN) != 0
     if sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
         if on and not was:
-            sk_reset_keepalive(e, sk, tcp_keepalive_when(e, sk))
+            sk_reset_keepalive(e, sk, keepalive_time_when(e, sk))
         elif not on:
             sk_delete_keepalive(e, sk)
     flag_set(sk, SF_KEEPOPEN, on)
@@ -496,7 +496,7 @@ cdef inline int set_keepidle(engine_t* e, tcb_t* sk, int32_t v) noexcept nogil:
         return -E_INVAL
     sk.keepalive_time_s = v
     if sk.sflags & SF_KEEPOPEN and sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
-        elapsed = tcp_keepalive_elapsed(e, sk)
+        elapsed = keepalive_time_elapsed(e, sk)
         sk_reset_keepalive(e, sk, v * NS_PER_SEC - elapsed if v * NS_PER_SEC > elapsed else 0)
     return 0
 

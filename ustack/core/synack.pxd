@@ -24,7 +24,7 @@ from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_IpOutNoRoutes, MIB_TcpOutSegs, mib_inc
 from ustack.core.tcb cimport SOCK_RCVBUF_LOCK, tcb_t
 from ustack.core.types cimport (
-    TH_ACK, TH_CWR, TH_ECE, TH_SYN, flow_t, int16_t, int64_t, seg_t, uint8_t, uint16_t, uint32_t,
+    E_NOBUFS, TH_ACK, TH_CWR, TH_ECE, TH_SYN, flow_t, int16_t, int64_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wire cimport (
     IP_HLEN, TCP_HLEN, TCP_MAX_OPT, put32, wire_opt_fastopen, wire_opt_fastopen_len, wire_opt_mss, wire_opt_sackperm_nop,
@@ -142,6 +142,8 @@ cdef inline int synack_emit(engine_t* e, const synack_t* a) noexcept nogil:
     cdef uint32_t total = IP_HLEN + a.ipopt_len + TCP_HLEN + n
     cdef bint df = not a.no_df or total <= IPV4_MIN_MTU
     mib_inc(&e.stats, MIB_TcpOutSegs)
+    if e.tx_refuse:
+        return -E_NOBUFS
     return ipout_tcp(e, a.flow.laddr, a.flow.faddr, a.flow.lport, a.flow.fport, a.seq, a.ack,
                      TH_SYN | TH_ACK | (TH_ECE if a.flags & RQ_ECN_OK else 0), a.wnd, opts, n,
                      0 if df else <uint16_t>prng_u64(&e.prng), df, a.ttl, a.tos, a.ipopt, a.ipopt_len)

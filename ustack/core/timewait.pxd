@@ -25,7 +25,6 @@ from ustack.core.types cimport (
     TM_TW, idx_t, int32_t, int64_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_disarm
-from ustack.core.wire cimport wire_parse_opts
 
 cdef enum:
     TCP_TIMEWAIT_S = 60
@@ -148,16 +147,14 @@ cdef inline int tw_fin_wait2_(engine_t* e, idx_t i, tw_t* tw, const seg_t* s, bi
 
 
 cdef inline int tw_process(engine_t* e, idx_t i, seg_t* s, uint32_t* tw_isn) noexcept nogil:
-    # TW_*; the record may be gone after TW_SUCCESS. Facts H4 in their order.
+    # TW_*; the record may be gone after TW_SUCCESS. Facts H4 in their order. The segment's options are parsed.
     cdef tw_t* tw = tw_at(e, i)
     cdef bint saw_ts = False
     cdef bint paws = False
     cdef uint32_t isn
-    if s.opt_len != 0 and tw.ts_recent_stamp != 0:
-        wire_parse_opts(s)
-        saw_ts = s.opts & OPT_TS and e.cfg.tcp_timestamps
-        if saw_ts:
-            paws = tcp_paws_reject(e, tw.ts_recent, tw.ts_recent_stamp, s.tsval, (s.flags & TH_RST) != 0)
+    if s.opts & OPT_TS and tw.ts_recent_stamp != 0 and e.cfg.tcp_timestamps:
+        saw_ts = True
+        paws = tcp_paws_reject(e, tw.ts_recent, tw.ts_recent_stamp, s.tsval, (s.flags & TH_RST) != 0)
     if tw.substate == TCP_FIN_WAIT2:
         return tw_fin_wait2_(e, i, tw, s, saw_ts, paws)
     if not paws and s.seq == tw.rcv_nxt and (s.seq == s.end_seq or s.flags & TH_RST):

@@ -5,7 +5,7 @@
 
 from ustack.core.types cimport (
     E_ADDRNOTAVAIL, E_AGAIN, E_ALREADY, E_CONNABORTED, E_INPROGRESS, E_INVAL, E_ISCONN, E_NOBUFS, E_NOMEM, E_NOTCONN,
-    E_CONNRESET, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
+    E_CONNRESET, NS_NEVER, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
     TCP_LAST_ACK, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TM_WAITER, REF_SHIFT, idx_t, int32_t, int64_t, ns_t, uint8_t,
     uint16_t, uint32_t, uint64_t,
 )
@@ -496,7 +496,7 @@ cdef inline idx_t user_wait(engine_t* e, tcb_t* sk, uint32_t events, bint exclus
             last = wait_at(e, last).next
         wait_at(e, last).next = i
         w.prev = last
-    if deadline != 0x7fffffffffffffff:
+    if deadline != NS_NEVER:
         wheel_arm(&e.wheel, (<uint32_t> TM_WAITER << REF_SHIFT) | i, deadline)
     return i
 
