@@ -18,7 +18,7 @@ from ustack.core.cookies cimport (
 from ustack.core.child cimport req_timeout, tcp_create_child
 from ustack.core.ehash cimport ehash_insert, enode_set
 from ustack.core.fastopen cimport fastopen_option, fastopen_synack, fastopen_try, foc_t
-from ustack.core.ipopt cimport ip_options_echo
+from ustack.core.ipopt cimport ip_options_echo, ip_options_keep
 from ustack.core.metrics cimport tcp_peer_is_proven
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, listener_t, req_t, reqext_t
@@ -98,8 +98,7 @@ cdef inline void req_keep_(engine_t* e, tcb_t* lsk, const seg_t* s, req_t* rq) n
     if x == NULL:
         return
     if n > 0:
-        memcpy(x.ipopt, echo, n)
-        x.ipopt_len = <uint8_t>n
+        ip_options_keep(e, echo, n, x)
     if tos:
         x.tos = s.tos
         x.has_tos = 1

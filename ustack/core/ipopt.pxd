@@ -7,6 +7,7 @@
 
 from libc.string cimport memcpy, memset
 
+from ustack.core.records cimport reqext_t
 from ustack.core.route cimport inet_addr_type
 from ustack.core.sock cimport wall_ns
 from ustack.core.state cimport RTF_UNICAST, engine_t, ipopt_t
@@ -206,3 +207,18 @@ cdef inline int ip_options_echo(engine_t* e, uint32_t our_addr, uint8_t* out) no
         out[len] = IPOPT_END
         len += 1
     return len
+
+
+cdef inline void ip_options_keep(engine_t* e, const uint8_t* opts, int n, reqext_t* x) noexcept nogil:
+    # Keeps an echo (n > 0 bytes) for all packets of a connection; a timestamp we wrote into it is written anew each time.
+    cdef int at = 0
+    memcpy(x.ipopt, opts, n)
+    x.ipopt_len = <uint8_t>n
+    x.ipopt_time = 0
+    if e.ipopt.ts == 0 or not e.ipopt.ts_needtime:
+        return
+    if e.ipopt.rr:
+        at = e.ipopt.data[e.ipopt.rr]
+    # The echo moved the pointer beyond what the option had on arrival: its last four bytes are our time.
+    if opts[at + 2] > e.ipopt.data[e.ipopt.ts + 1] + (4 if e.ipopt.ts_needaddr else 0):
+        x.ipopt_time = <uint8_t>(at + opts[at + 2] - 5)
