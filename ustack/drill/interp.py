@@ -97,7 +97,7 @@ class Interpreter:
         self.in_flight: InFlight | None = None
         self.previous: Nominal | None = None
         self.blocks: list[pyblock.Block] = []
-        self.rows: list[Row] = []
+        self._notes: list[Row] = []
         self.matches: list[Match] = []
         self.warnings: list[str] = []
         self.printed = ""
@@ -228,8 +228,7 @@ class Interpreter:
     def _collect(self) -> None:
         for emitted in self.port.emitted():
             self.queue.append(emitted)
-            self.rows.append(Row(emitted.at, ">",
-                                 live_text(codec.decode(emitted.raw), self.world.under_test)))
+            self._notes.append(Row(emitted.at, ">", "", raw=emitted.raw, flow=self.world.under_test))
 
     def _inject(self, packet: TcpPacket | IcmpPacket) -> None:
         tcp = packet if isinstance(packet, TcpPacket) else None
@@ -245,21 +244,21 @@ class Interpreter:
         self._collect()
         self._reap()
 
-    def _next_ours(self, flow: Flow) -> codec.Packet | None:
+    def _next_ours(self, flow: Flow, icmp: bool = False) -> codec.Packet | None:
         """The next queued packet of the flow; others are not looked at."""
         while self.queue:
             emitted = self.queue.popleft()
             live = codec.decode(emitted.raw)
-            if is_ours(flow, live):
+            if is_ours(flow, live, icmp):
                 self._taken_at = emitted.at
                 return live
         return None
 
-    def _sniff(self, flow: Flow, limit: int) -> codec.Packet | None:
+    def _sniff(self, flow: Flow, limit: int, icmp: bool = False) -> codec.Packet | None:
         """Wait for a packet of the flow, until the limit."""
         spins = 0
         while True:
-            live = self._next_ours(flow)
+            live = self._next_ours(flow, icmp)
             if live is not None or self.port.now >= limit:
                 return live
             before = self.port.now
@@ -270,7 +269,7 @@ class Interpreter:
         tcp = packet if isinstance(packet, TcpPacket) else None
         flow = self.world.flow_for_outbound(tcp, packet.pos)
         limit = max(nominal.at, nominal.end or 0) + PACKET_PATIENCE
-        live = self._sniff(flow, limit)
+        live = self._sniff(flow, limit, tcp is None)
         if live is None:
             raise Failure("packet", packet.pos, f"no packet came until {limit / 1e9:.6f} s",
                           script_text(packet),
@@ -433,4 +432,10 @@ class Interpreter:
         return self.script.events[-1].pos
 
     def _row(self, mark: str, text: str, pos: Pos) -> None:
-        self.rows.append(Row(self.port.now, mark, text, pos))
+        self._notes.append(Row(self.port.now, mark, text, pos))
+
+    @property
+    def rows(self) -> list[Row]:
+        """The exchange so far.  Emitted packets become text only now, when their flow is known best."""
+        return [row if row.raw is None else replace(row, text=live_text(codec.decode(row.raw), row.flow))
+                for row in self._notes]

@@ -126,7 +126,7 @@ def build_icmp(packet: IcmpPacket, flow: Flow) -> bytes:
         rest = (packet.ident or 0) << 16
     elif packet.mtu is not None:
         rest = packet.mtu
-    if kind in (3, 4, 5, 11, 12):
+    if kind in (3, 4, 5, 11, 12) or packet.quoted is not None:
         start, length = packet.quoted or (0, 0)
         quoted = struct.pack("!HHI", flow.local[1], flow.remote[1], (start + flow.local_offset(False)) & MASK)
         whole = codec.ipv4(codec.PROTO_TCP, dst, src, bytes(20 + length), ttl=64)
@@ -146,8 +146,12 @@ def icmp_numbers(packet: IcmpPacket) -> tuple[int, int]:
 # --- comparing -----------------------------------------------------------------------------------------
 
 
-def is_ours(flow: Flow, live: codec.Packet) -> bool:
-    """Whether an emitted packet belongs to the flow under test; learns our end of a connect()."""
+def is_ours(flow: Flow, live: codec.Packet, icmp: bool = False) -> bool:
+    """Whether an emitted packet belongs to the flow under test; learns our end of a connect().
+
+    An ICMP message belongs to the flow that it quotes; one that quotes nothing (an echo reply) only to a
+    line that expects ICMP (`icmp`).
+    """
     if live.tcp is None:
         if live.icmp is None:
             return False
@@ -155,7 +159,7 @@ def is_ours(flow: Flow, live: codec.Packet) -> bool:
         if quoted is not None and quoted.tcp is not None:
             return ((quoted.src, quoted.tcp.sport), (quoted.dst, quoted.tcp.dport)) == (flow.remote,
                                                                                         flow.local)
-        return live.dst == flow.remote[0]
+        return icmp and live.dst == flow.remote[0]
     src, dst = (live.src, live.tcp.sport), (live.dst, live.tcp.dport)
     if (src, dst) == (flow.local, flow.remote):
         return True

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import BinaryIO
 
 from ustack.drill.nodes import Pos, Script
+from ustack.drill.packets import Flow
 from ustack.drill.state import Failure
 
 _LADDER_ROWS = 24
@@ -31,6 +32,8 @@ class Row:
     mark: str  # "<" injected, ">" emitted, "*" anything else
     text: str
     pos: Pos | None = None
+    raw: bytes | None = None  # an emitted packet, and the flow under test when it came
+    flow: Flow | None = None
 
 
 @dataclass
