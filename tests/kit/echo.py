@@ -290,6 +290,9 @@ class EchoStack:
     def tcp_metrics_flush(self) -> None:
         pass
 
+    def stop(self) -> None:
+        pass
+
     def link(self, **settings: Any) -> None:
         pass
 

@@ -229,6 +229,21 @@ def test_cleanup_runs_after_a_failure() -> None:
     assert seen[0].sysctl == {"net.ipv4.tcp_ecn": "2"}
 
 
+def test_a_failing_cleanup_fails_but_hides_nothing() -> None:
+    assert fails(OPEN + "`false`").reason == "the command failed with status 1"
+    got = fails(OPEN + "+0 close(4) = 5\n`ip addr show`", OPEN + "+0 close(4) = 0\n`true`")
+    assert got.reason == "close() returned another value"
+
+
+def test_a_defect_is_a_failure_not_a_crash() -> None:
+    class Broken(EchoStack):
+        def inject(self, *args: Any, **more: Any) -> None:
+            raise ZeroDivisionError("oops")
+
+    got = outcome(OPEN, stack=Broken)
+    assert got.result is Result.FAIL and got.reason.startswith("internal error: ZeroDivisionError: oops (test_drill")
+
+
 def test_code_runs_at_the_end_with_shared_names() -> None:
     first, second = "%{ before = tcpi_state; print('x') }%", "%{ assert before == 0; \\\n   print('y');\\\n}%"
     got = passes(OPEN + f"+0 {first}\n+0 {second}")

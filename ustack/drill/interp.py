@@ -116,9 +116,20 @@ class Interpreter:
                 self.on_event(event)
                 self._event(index, event)
             self._finish()
-        finally:
-            if self.script.cleanup is not None:
-                self.shell.run(self.script.cleanup.text)
+        except BaseException:
+            self._clean_up(after_failure=True)
+            raise
+        self._clean_up(after_failure=False)
+
+    def _clean_up(self, after_failure: bool) -> None:
+        """The cleanup command; it must not hide why the script failed."""
+        if self.script.cleanup is None:
+            return
+        try:
+            self._command(self.script.cleanup)
+        except (Failure, UnsupportedError):
+            if not after_failure:
+                raise
 
     def _event(self, index: int, event: Event) -> None:
         nominal = self._resolve(event)

@@ -6,6 +6,7 @@ skipped, and why.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -70,6 +71,11 @@ def check_script(script: Script) -> None:
         raise late
 
 
+def _origin(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno} in {last.name}"
+
+
 def run_script(script: Script, base: Options | None = None, command_line: Mapping[str, Any] | None = None,
                stack_factory: StackFactory = make_stack, pcap: PcapFile | None = None,
                watch: Callable[[Interpreter], None] | None = None) -> Outcome:
@@ -91,7 +97,11 @@ def run_script(script: Script, base: Options | None = None, command_line: Mappin
         outcome = Outcome(script.path, Result.SKIPPED, str(error))
     except Failure as failure:
         outcome = failed(script, failure)
+    except Exception as error:  # a defect of the stack or of this tool: it must not end the other scripts' runs
+        outcome = Outcome(script.path, Result.FAIL,
+                          f"internal error: {type(error).__name__}: {error} ({_origin(error)})")
     if interpreter is not None:
+        interpreter.port.stack.stop()
         outcome.ladder, outcome.warnings = interpreter.rows, interpreter.warnings
         outcome.printed = interpreter.printed
     return outcome
