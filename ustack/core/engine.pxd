@@ -1,6 +1,61 @@
-# The five sans-I/O calls: creation, packets in, timers, frames out (top layer).
-from ustack.core.state cimport engine_t
-from ustack.core.types cimport CSUM_NONE, DROP_NOT_SPECIFIED, E_NOMEM, NS_NEVER, ns_t, uint8_t, uint32_t
+# The five sans-I/O calls: creation, packets in, timers, frames out (top layer of the core).
+#
+# No descriptor, clock, thread or source of randomness: time and seed are arguments. A driver calls, under its lock,
+#   engine_receive ...          for each packet of a batch
+#   engine_poll                 at engine_next_timeout, or when convenient
+#   user calls (user.pxd ...)   after engine_time; then engine_loop
+# and takes e.tx[0 .. e.tx_n) each time (tx.pxd), then engine_tx_done. Every key and every random choice derives from the one seed, so
+# equal seeds and equal calls give equal packets. Pools are no-reserve mappings: a large cap costs address space only.
+# Timers run with e.now = now, in order of their deadlines; a driver of virtual time stops at each deadline.
+
+from libc.stdlib cimport free
+from libc.string cimport memset
+from posix.mman cimport munmap
+
+from ustack.core.config cimport config_defaults
+from ustack.core.ehash cimport ehash_destroy, ehash_init, ehash_register
+from ustack.core.frag cimport FRAG_SLOT, ip_expire
+from ustack.core.ipin cimport FROM_ECHO, FROM_LINK, FROM_SELF, ip_rcv
+from ustack.core.pool cimport map_reserve, pool_at, pool_destroy, pool_init, pool_init_gen, pool_t
+from ustack.core.records cimport bindb_t, group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, txframe_t, waiter_t
+from ustack.core.request cimport request_timer
+from ustack.core.route cimport is_broadcast
+from ustack.core.siphash cimport prng_seed, prng_u64, siphash, siphash_u64x1
+from ustack.core.sock cimport ev_push, garbage_collect, sk_at, waiter_timeout
+from ustack.core.state cimport EV_DROP, PORT_PERTURB, engine_t, event_t, frag_t, metrics_t, pmtu_t
+from ustack.core.stats cimport drop_inc
+from ustack.core.tcb cimport CC_CUBIC, tcb_t
+from ustack.core.delack cimport tcp_delack_timer
+from ustack.core.timers cimport tcp_compack_timer, tcp_keepalive_timer, tcp_pace_timer, tcp_write_timer
+from ustack.core.timewait cimport tw_timer
+from ustack.core.tx cimport TXF_LOCAL, tx_len, tx_reset, tx_whole
+from ustack.core.types cimport (
+    CSUM_VERIFIED, DROP_NONE, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_PER_SEC, REF_MASK, REF_SHIFT, TM_COMPACK, TM_DELACK, TM_FRAG, TM_KEEP,
+    TM_PACE, TM_REQ, TM_RETRANS, TM_TW, TM_WAITER, idx_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
+)
+from ustack.core.wheel cimport wheel_count, wheel_destroy, wheel_init, wheel_next, wheel_next_bound, wheel_pop, wheel_register
+from ustack.core.wire cimport get32
+
+cdef enum:
+    TXF_ECHOED = 4              # a broadcast that we have heard ourselves
+    TXF_GONE = 8                # taken back by engine_loop
+    LOOP_BUF = 65536
+    LOOP_MAX = 65536            # packets to ourselves in one call; the rest waits for the next
+    TICK_NS = 4000000           # HZ=250
+    DEF_MTU = 1500
+    DEF_TSO_MAX = 65536
+    DEF_EHASH = 262144
+    DEF_REQ = 4194304
+    DEF_TCB = 1048576
+    DEF_TW = 1048576
+    DEF_LISTENERS = 65535       # req_t names its listener in 16 bits
+    DEF_GROUPS = 4096
+    DEF_REC = 4194304
+    DEF_EXT = 262144
+    DEF_WAITERS = 1048576
+    DEF_FRAGS = 4096
+    DEF_CACHE = 65536           # pmtu, metrics
+    PORTS = 65536
 
 cdef struct engine_params_t:    # 0 = default
     const uint8_t* seed
@@ -20,45 +75,254 @@ cdef struct engine_params_t:    # 0 = default
     uint32_t max_waiters
 
 
-cdef inline int engine_init(engine_t* e, const engine_params_t* p) noexcept nogil:
-    # e is zeroed memory that will not move. 0 or -errno (then nothing is left allocated).
-    return -E_NOMEM
+# ---- creation and end --------------------------------------------------------------------------------------------------------
+cdef inline uint32_t or_default_(uint32_t v, uint32_t deflt) noexcept nogil:
+    return v if v != 0 else deflt
+
+
+cdef inline void engine_keys_(engine_t* e, const uint8_t* seed, uint32_t n) noexcept nogil:
+    # Each key is a separate output of a function of the whole seed.
+    cdef uint64_t a = siphash(0x656e67696e65ULL, 1, seed, n)
+    cdef uint64_t b = siphash(0x656e67696e65ULL, 2, seed, n)
+    cdef int i
+    for i in range(2):
+        e.key_ehash[i] = siphash_u64x1(a, b, 10 + i)
+        e.key_isn[i] = siphash_u64x1(a, b, 20 + i)
+        e.key_cookie[0][i] = siphash_u64x1(a, b, 30 + i)
+        e.key_cookie[1][i] = siphash_u64x1(a, b, 32 + i)
+        e.key_reuse[i] = siphash_u64x1(a, b, 40 + i)
+        e.key_port[i] = siphash_u64x1(a, b, 50 + i)
+    prng_seed(&e.prng, seed, n)
+    for i in range(PORT_PERTURB):
+        e.port_perturb[i] = <uint32_t>prng_u64(&e.prng)
+    e.ip_id = <uint16_t>prng_u64(&e.prng)
+
+
+cdef inline int engine_pools_(engine_t* e, const engine_params_t* p) noexcept nogil:
+    cdef int rc = 0
+    rc |= pool_init(&e.req, or_default_(p.max_req, DEF_REQ), sizeof(req_t))
+    rc |= pool_init_gen(&e.tcb, or_default_(p.max_tcb, DEF_TCB), sizeof(tcb_t))
+    rc |= pool_init(&e.tw, or_default_(p.max_tw, DEF_TW), sizeof(tw_t))
+    rc |= pool_init(&e.lst, or_default_(p.max_listeners, DEF_LISTENERS), sizeof(listener_t))
+    rc |= pool_init(&e.grp, DEF_GROUPS, sizeof(group_t))
+    rc |= pool_init(&e.bindb, PORTS, sizeof(bindb_t))
+    rc |= pool_init(&e.srec, or_default_(p.max_srec, DEF_REC), sizeof(srec_t))
+    rc |= pool_init(&e.rrec, or_default_(p.max_rrec, DEF_REC), sizeof(rrec_t))
+    rc |= pool_init(&e.ext, or_default_(p.max_ext, DEF_EXT), sizeof(reqext_t))
+    rc |= pool_init_gen(&e.wait, or_default_(p.max_waiters, DEF_WAITERS), sizeof(waiter_t))
+    rc |= pool_init(&e.frag, DEF_FRAGS, sizeof(frag_t))
+    rc |= pool_init(&e.pmtu, DEF_CACHE, sizeof(pmtu_t))
+    rc |= pool_init(&e.metrics, DEF_CACHE, sizeof(metrics_t))
+    e.frag_area = <uint8_t*>map_reserve(<size_t>(DEF_FRAGS + 1) * FRAG_SLOT)
+    e.loop_buf = <uint8_t*>map_reserve(LOOP_BUF)
+    return -E_NOMEM if rc != 0 or e.frag_area == NULL or e.loop_buf == NULL else 0
+
+
+cdef inline void engine_register_(engine_t* e) noexcept nogil:
+    # Tells the hash table and the wheel where the nodes are.
+    cdef req_t* req = <req_t*>pool_at(&e.req, 0)
+    cdef tcb_t* sk = <tcb_t*>pool_at(&e.tcb, 0)
+    cdef tw_t* tw = <tw_t*>pool_at(&e.tw, 0)
+    ehash_register(&e.ehash, KIND_REQ, &req.en, sizeof(req_t))
+    ehash_register(&e.ehash, KIND_TCB, &sk.en, sizeof(tcb_t))
+    ehash_register(&e.ehash, KIND_TW, &tw.en, sizeof(tw_t))
+    wheel_register(&e.wheel, TM_REQ, &req.timer, sizeof(req_t))
+    wheel_register(&e.wheel, TM_TW, &tw.timer, sizeof(tw_t))
+    wheel_register(&e.wheel, TM_RETRANS, &sk.tm_retrans, sizeof(tcb_t))
+    wheel_register(&e.wheel, TM_DELACK, &sk.tm_delack, sizeof(tcb_t))
+    wheel_register(&e.wheel, TM_KEEP, &sk.tm_keep, sizeof(tcb_t))
+    wheel_register(&e.wheel, TM_PACE, &sk.tm_pace, sizeof(tcb_t))
+    wheel_register(&e.wheel, TM_COMPACK, &sk.tm_compack, sizeof(tcb_t))
+    wheel_register(&e.wheel, TM_FRAG, &(<frag_t*>pool_at(&e.frag, 0)).timer, sizeof(frag_t))
+    wheel_register(&e.wheel, TM_WAITER, &(<waiter_t*>pool_at(&e.wait, 0)).timer, sizeof(waiter_t))
 
 
 cdef inline void engine_destroy(engine_t* e) noexcept nogil:
-    pass
+    # No frame may be outstanding. Rings of live sockets go with their pools' owner: each is freed here. Harmless twice.
+    cdef uint32_t i
+    cdef tcb_t* sk
+    if e.tcb.base != NULL:
+        for i in range(1, e.tcb.high + 1):
+            if e.tcb.gens[i] & 1:
+                sk = sk_at(e, i)
+                free(sk.snd.buf)
+                free(sk.rcv.buf)
+    garbage_collect(e)
+    free(<void*>e.garbage)
+    free(e.tx)
+    free(e.tx_arena)
+    free(e.ev)
+    ehash_destroy(&e.ehash)
+    wheel_destroy(&e.wheel)
+    pool_destroy(&e.req)
+    pool_destroy(&e.tcb)
+    pool_destroy(&e.tw)
+    pool_destroy(&e.lst)
+    pool_destroy(&e.grp)
+    pool_destroy(&e.bindb)
+    pool_destroy(&e.srec)
+    pool_destroy(&e.rrec)
+    pool_destroy(&e.ext)
+    pool_destroy(&e.wait)
+    pool_destroy(&e.frag)
+    pool_destroy(&e.pmtu)
+    pool_destroy(&e.metrics)
+    if e.frag_area != NULL:
+        munmap(e.frag_area, <size_t>(DEF_FRAGS + 1) * FRAG_SLOT)
+    if e.loop_buf != NULL:
+        munmap(e.loop_buf, LOOP_BUF)
+    memset(e, 0, sizeof(engine_t))
 
 
+cdef inline int engine_init(engine_t* e, const engine_params_t* p) noexcept nogil:
+    # e: memory that will not move, whatever it holds. 0 or -errno (then nothing is left allocated). Addresses and routes are
+    # the caller's to add (route.pxd); e.now starts at p.now.
+    cdef int rc
+    memset(e, 0, sizeof(engine_t))
+    e.now = p.now
+    e.wall_offset = p.wall_offset
+    e.cookie_phase = p.cookie_phase
+    e.tick = TICK_NS
+    config_defaults(&e.cfg)
+    e.default_cc = CC_CUBIC
+    e.mtu = or_default_(p.mtu, DEF_MTU)
+    e.tso_max = DEF_TSO_MAX
+    e.ifindex = 2
+    e.rt_gen = 1
+    e.icmp_global_last = p.now - NS_PER_SEC
+    engine_keys_(e, p.seed, p.seed_len)
+    wheel_init(&e.wheel, p.now)
+    rc = engine_pools_(e, p)
+    if rc == 0:
+        rc = ehash_init(&e.ehash, or_default_(p.ehash_entries, DEF_EHASH), e.key_ehash[0], e.key_ehash[1])
+    if rc != 0:
+        engine_destroy(e)
+        return rc
+    engine_register_(e)
+    return 0
+
+
+# ---- packets -----------------------------------------------------------------------------------------------------------------
 cdef inline void engine_time(engine_t* e, ns_t now) noexcept nogil:
-    # The time of the call that follows; never goes back.
+    # The time of the call that follows; it never goes back.
     if now > e.now:
         e.now = now
 
 
+cdef inline void engine_drop_(engine_t* e, const uint8_t* p, uint32_t n, int reason) noexcept nogil:
+    cdef event_t* ev
+    drop_inc(&e.stats, reason)
+    e.drops_total += 1
+    ev = ev_push(e, EV_DROP, <uint16_t>reason)
+    if ev != NULL and n >= 20:
+        ev.flow.faddr = get32(p + 12)
+        ev.flow.laddr = get32(p + 16)
+        if n >= 24 and p[0] == 0x45:
+            ev.flow.fport = <uint16_t>(p[20] << 8 | p[21])
+            ev.flow.lport = <uint16_t>(p[22] << 8 | p[23])
+
+
+cdef inline int engine_take_(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum, uint32_t gso_size, int origin) noexcept nogil:
+    cdef int reason = ip_rcv(e, p, n, csum, gso_size, origin)
+    if reason != DROP_NONE:
+        engine_drop_(e, p, n, reason)
+    return reason
+
+
+cdef inline void engine_loop(engine_t* e) noexcept nogil:
+    # What we have sent to ourselves comes back: frames to our own addresses never reach the link, broadcasts are heard as well.
+    cdef uint32_t i = 0
+    cdef uint32_t kept = 0
+    cdef uint32_t budget = LOOP_MAX
+    cdef txframe_t* f
+    cdef uint32_t n
+    if e.tx_local == 0:
+        return
+    e.tx_local = 0
+    while i < e.tx_n and budget != 0:
+        f = &e.tx[i]
+        i += 1
+        if f.flags & TXF_LOCAL:
+            n = tx_whole(f, e.loop_buf)
+            f.flags |= TXF_GONE
+            budget -= 1
+            engine_take_(e, e.loop_buf, n, CSUM_VERIFIED, f.gso_size, FROM_SELF)
+        elif not f.flags & TXF_ECHOED and is_broadcast(e, get32(f.hdr + 16)):
+            n = tx_whole(f, e.loop_buf)
+            f.flags |= TXF_ECHOED
+            budget -= 1
+            engine_take_(e, e.loop_buf, n, CSUM_VERIFIED, 0, FROM_ECHO)
+    if budget == 0:
+        e.tx_local = 1
+    for i in range(e.tx_n):
+        if not e.tx[i].flags & TXF_GONE:
+            if kept != i:
+                e.tx[kept] = e.tx[i]
+            kept += 1
+    e.tx_n = kept
+
+
 cdef inline int engine_receive(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum, uint32_t gso_size, ns_t now) noexcept nogil:
     # One IP packet from the link: 0 = taken, else the reason it was dropped (already counted).
-    return DROP_NOT_SPECIFIED
+    cdef int reason
+    engine_time(e, now)
+    reason = engine_take_(e, p, n, csum, gso_size, FROM_LINK)
+    engine_loop(e)
+    return reason
+
+
+# ---- timers ------------------------------------------------------------------------------------------------------------------
+cdef inline void engine_fire_(engine_t* e, uint32_t id) noexcept nogil:
+    cdef uint32_t kind = id >> REF_SHIFT
+    cdef idx_t i = id & REF_MASK
+    if kind == TM_REQ:
+        request_timer(e, i)
+    elif kind == TM_TW:
+        tw_timer(e, i)
+    elif kind == TM_RETRANS:
+        tcp_write_timer(e, sk_at(e, i))
+    elif kind == TM_DELACK:
+        tcp_delack_timer(e, sk_at(e, i))
+    elif kind == TM_KEEP:
+        tcp_keepalive_timer(e, sk_at(e, i))
+    elif kind == TM_PACE:
+        tcp_pace_timer(e, sk_at(e, i))
+    elif kind == TM_COMPACK:
+        tcp_compack_timer(e, sk_at(e, i))
+    elif kind == TM_FRAG:
+        ip_expire(e, i)
+    elif kind == TM_WAITER:
+        waiter_timeout(e, i)
 
 
 cdef inline uint32_t engine_poll(engine_t* e, ns_t now) noexcept nogil:
-    # Runs every timer due at now, in order, each at its own deadline. Returns how many.
-    return 0
+    # Runs the timers that are due at now and were armed before the call; returns how many.
+    cdef uint32_t budget = wheel_count(&e.wheel)
+    cdef uint32_t fired = 0
+    cdef uint32_t id
+    engine_time(e, now)
+    while fired < budget:
+        id = wheel_pop(&e.wheel, e.now)
+        if id == 0:
+            break
+        engine_fire_(e, id)
+        fired += 1
+    engine_loop(e)
+    return fired
 
 
 cdef inline ns_t engine_next_timeout(engine_t* e) noexcept nogil:
-    return NS_NEVER
+    # The exact time of the next timer, NS_NEVER if there is none.
+    return wheel_next(&e.wheel)
 
 
 cdef inline ns_t engine_next_bound(engine_t* e) noexcept nogil:
     # As engine_next_timeout or somewhat earlier, without a search.
-    return NS_NEVER
+    return wheel_next_bound(&e.wheel)
 
 
-cdef inline void engine_loop(engine_t* e) noexcept nogil:
-    # After each user call: packets that we sent to ourselves come back.
-    pass
-
-
+# ---- frames ------------------------------------------------------------------------------------------------------------------
 cdef inline void engine_tx_done(engine_t* e) noexcept nogil:
-    # The driver has written (or copied) e.tx[0 .. e.tx_n): forget them and free what they pointed to.
-    pass
+    # The driver has written or copied e.tx[0 .. e.tx_n) under the lock: forget them and free what they pointed to.
+    tx_reset(e)
+    garbage_collect(e)
