@@ -1,72 +1,56 @@
-# The one compiled unit. For now it only makes the core's leaf files compile together.
+"""The compiled unit: cdef classes at the border between Python and the core. No protocol logic.
 
-cimport ustack.core.acceptq as acceptq
-cimport ustack.core.ack as ack
-cimport ustack.core.bind as bind
-cimport ustack.core.cc as cc
-cimport ustack.core.challenge as challenge
-cimport ustack.core.child as child
-cimport ustack.core.cksum as cksum
-cimport ustack.core.connect as connect
-cimport ustack.core.connreq as connreq
-cimport ustack.core.cookies as cookies
-cimport ustack.core.cwnd as cwnd
-cimport ustack.core.cwndval as cwndval
-cimport ustack.core.dataq as dataq
-cimport ustack.core.delack as delack
-cimport ustack.core.ehash as ehash
-cimport ustack.core.engine as engine
-cimport ustack.core.errq as errq
-cimport ustack.core.fastopen as fastopen
-cimport ustack.core.fastopen_client as fastopen_client
-cimport ustack.core.frag as frag
-cimport ustack.core.icmp as icmp
-cimport ustack.core.icmp_in as icmp_in
-cimport ustack.core.input as input
-cimport ustack.core.ipin as ipin
-cimport ustack.core.ipopt as ipopt
-cimport ustack.core.ipout as ipout
-cimport ustack.core.listen as listen
-cimport ustack.core.loss as loss
-cimport ustack.core.metrics as metrics
-cimport ustack.core.mss as mss
-cimport ustack.core.mtuprobe as mtuprobe
-cimport ustack.core.ofo as ofo
-cimport ustack.core.ofotree as ofotree
-cimport ustack.core.output as output
-cimport ustack.core.paws as paws
-cimport ustack.core.pool as pool
-cimport ustack.core.prune as prune
-cimport ustack.core.rate as rate
-cimport ustack.core.rcvfin as rcvfin
-cimport ustack.core.rcvq as rcvq
-cimport ustack.core.rcvwin as rcvwin
-cimport ustack.core.recovery as recovery
-cimport ustack.core.recvmsg as recvmsg
-cimport ustack.core.request as request
-cimport ustack.core.retrans as retrans
-cimport ustack.core.ring as ring
-cimport ustack.core.route as route
-cimport ustack.core.rtt as rtt
-cimport ustack.core.rttmeas as rttmeas
-cimport ustack.core.sack as sack
-cimport ustack.core.sendmsg as sendmsg
-cimport ustack.core.sendq as sendq
-cimport ustack.core.seqno as seqno
-cimport ustack.core.siphash as siphash
-cimport ustack.core.skmem as skmem
-cimport ustack.core.sockopt as sockopt
-cimport ustack.core.stats as stats
-cimport ustack.core.syn as syn
-cimport ustack.core.synack as synack
-cimport ustack.core.synsent as synsent
-cimport ustack.core.tcpinfo as tcpinfo
-cimport ustack.core.timers as timers
-cimport ustack.core.timewait as timewait
-cimport ustack.core.tx as tx
-cimport ustack.core.user as user
-cimport ustack.core.validate as validate
-cimport ustack.core.wheel as wheel
-cimport ustack.core.wire as wire
-cimport ustack.core.writexmit as writexmit
-cimport ustack.core.xmit as xmit
+Lock rule: every method takes the engine's mutex (`acquire`), does C work only, and releases it; no Python object is created or
+released and the GIL is never taken while it is held. Uncontended, a call keeps the GIL (trylock); contended, it spins for at most 20 us,
+then counts itself as a waiter and blocks without the GIL (_border/lock.pxi).
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from ustack.core.types cimport (
+    E_AGAIN, E_BADF, E_INPROGRESS, E_INVAL, E_NOBUFS, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_NEVER, REF_SHIFT, TCP_CLOSE,
+    TCP_LISTEN, TM_KEEP, TM_REQ, TM_RETRANS, TM_TW, idx_t, ns_t, ref_t, seg_t,
+)
+from ustack.core.config cimport N_SYSCTLS, sysctl_row, sysctl_table
+from ustack.core.cc cimport cc_by_name, cc_name
+from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
+from ustack.core.engine cimport (
+    engine_destroy, engine_init, engine_next_timeout, engine_params_t, engine_poll, engine_receive, engine_time, engine_tx_done,
+)
+from ustack.core.metrics cimport metrics_flush
+from ustack.core.pool cimport pool_at, pool_gen, pool_live
+from ustack.core.records cimport (
+    RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WAITING, listener_t, req_t, tw_t,
+    txframe_t, waiter_t,
+)
+from ustack.core.recvmsg cimport tcp_recvmsg
+from ustack.core.route cimport addr_add, addr_del, link_set_mtu, route_change, route_default
+from ustack.core.sendmsg cimport tcp_sendmsg
+from ustack.core.sock cimport (
+    POLLERR, POLLHUP, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport, tw_at, wait_at,
+)
+from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
+from ustack.core.state cimport EV_DROP, EV_LOG, EV_STATE, engine_t, event_t, metrics_t, route_t
+from ustack.core.stats cimport MIB_COUNT, drop_name, mib_name
+from ustack.core.tcb cimport SF_DEAD, SF_IN_READY, tcb_t
+from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
+from ustack.core.tx cimport tx_len, tx_segment, tx_segs, tx_whole
+from ustack.core.types cimport DROP_REASONS
+from ustack.core.user cimport (
+    close_is_lingering, user_accept, user_bind, user_close, user_close_finish, user_connect, user_connect_result,
+    user_disconnect, user_getpeername, user_getsockname, user_ioctl, user_listen, user_poll, user_shutdown, user_socket,
+    user_wait, user_wait_done,
+)
+from ustack.core.wheel cimport wheel_armed, wheel_deadline
+from ustack.core.wire cimport wire_parse_ip, wire_parse_opts, wire_parse_tcp
+
+from ustack.errors import failure
+
+include "_border/lock.pxi"
+include "_border/engine.pxi"
+include "_border/control.pxi"
+include "_border/views.pxi"

@@ -203,7 +203,7 @@ cdef class Engine:
     cdef tcb_t* _at(self, uint64_t h) noexcept:
         """The socket of a handle, or NULL. Under the lock."""
         cdef idx_t i = <idx_t> (h & 0xffffffffULL)
-        if i == 0 or i >= self.e.tcb.high or not pool_live(&self.e.tcb, i, <uint32_t> (h >> 32)):
+        if i == 0 or i >= self.e.tcb.cap or not pool_live(&self.e.tcb, i, <uint32_t> (h >> 32)):
             return NULL
         return sk_at(self.e, i)
 

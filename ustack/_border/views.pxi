@@ -123,7 +123,7 @@ def dump(Engine engine not None):
             n = 0
             budget = CHUNK
             acquire(engine.e, &engine.s)
-            while next_listener < engine.e.lst.high and budget and n < CHUNK:
+            while next_listener <= engine.e.lst.high and budget and n < CHUNK:
                 budget -= 1
                 if lst_at(engine.e, next_listener).listening and lst_at(engine.e, next_listener).sk:
                     memset(&snaps[n], 0, sizeof(snap_t))
@@ -133,13 +133,13 @@ def dump(Engine engine not None):
                     snap_sock(engine.e, sk_at(engine.e, lst_at(engine.e, next_listener).sk), &snaps[n])
                     n += 1
                 next_listener += 1
-            while next_listener >= engine.e.lst.high and n < CHUNK:
+            while next_listener > engine.e.lst.high and n < CHUNK:
                 ref = ehash_walk_some(&engine.e.ehash, &bucket, &pos, &budget)
                 if ref == 0:
                     break
                 snap_ref(engine.e, ref, &snaps[n])
                 n += 1
-            i = bucket > engine.e.ehash.mask and next_listener >= engine.e.lst.high
+            i = bucket > engine.e.ehash.mask and next_listener > engine.e.lst.high
             release(engine.e, &engine.s)
             done = bool(i)
             for i in range(n):
