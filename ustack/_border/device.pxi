@@ -1,0 +1,374 @@
+# Packets through a file descriptor, without the GIL: TUN devices, packet sockets, socket pairs. Included by _fastpath.pyx.
+#
+# The descriptor is non-blocking. One read() or write() is one packet, in front of it what the kind of link adds: a virtio_net_hdr (vnet)
+# with checksum and segmentation state, an Ethernet header (ether). Only the engine thread calls these functions. ARP (RFC 826) is done
+# here, because it belongs to the link: it answers for the stack's addresses, learns from requests, replies and received packets, and holds
+# one packet per unresolved neighbour.
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+    ssize_t c_writev "writev"(int, const iovec*, int)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_read "read"(int, void*, size_t)
+
+cdef extern from "<errno.h>" nogil:
+    int errno
+
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int c_poll "poll"(pollfd*, unsigned long, int)
+
+cdef enum:
+    BATCH = 64                  # packets read before the lock is taken
+    RX_BUFFER = 1 << 20
+    RX_MAX = 65536 + 64         # the longest packet with everything in front of it
+    VNET_LEN = 10
+    ETH_LEN = 14
+    VNET_NEEDS_CSUM = 1         # virtio_net_hdr.flags
+    VNET_DATA_VALID = 2
+    VNET_GSO_TCPV4 = 1          # virtio_net_hdr.gso_type
+    VNET_GSO_ECN = 0x80
+    ARP_SLOTS = 1024
+    ARP_WAYS = 4
+    E_WOULDBLOCK = 11
+
+cdef struct vnet_t:             # struct virtio_net_hdr, native byte order
+    uint8_t flags
+    uint8_t gso_type
+    uint16_t hdr_len
+    uint16_t gso_size
+    uint16_t csum_start
+    uint16_t csum_offset
+
+cdef struct rxpkt_t:            # a packet of the batch
+    uint8_t* p
+    uint32_t len
+    uint16_t gso_size
+    uint8_t csum
+
+cdef struct arp_t:              # a neighbour
+    uint32_t ip
+    uint8_t mac[6]
+    uint8_t known
+    ns_t stamp                  # learned, or last asked
+    uint8_t* held               # one packet that waits for the answer
+    uint32_t held_len
+
+cdef struct dev_t:
+    int fd                      # -1: none
+    bint ether
+    bint vnet
+    int failed                  # errno that ended reading
+    uint32_t net                # ether: the on-link prefix; others go through gateway (0: everything is on link)
+    uint32_t mask
+    uint32_t gateway
+    uint8_t mac[6]
+    arp_t* arp
+    uint8_t* rx
+    uint8_t* seg                # one outgoing packet
+    rxpkt_t pkts[BATCH]
+    bint more                   # the batch ended before the descriptor was empty
+    uint64_t rx_packets
+    uint64_t rx_bytes
+    uint64_t tx_packets
+    uint64_t tx_bytes
+    uint64_t tx_errors
+    uint64_t tx_dropped         # the link was full
+
+
+cdef int dev_init(dev_t* d) noexcept nogil:
+    d.rx = <uint8_t*> malloc(RX_BUFFER)
+    d.seg = <uint8_t*> malloc(RX_MAX)
+    if d.ether:
+        d.arp = <arp_t*> calloc(ARP_SLOTS, sizeof(arp_t))
+    if d.rx == NULL or d.seg == NULL or (d.ether and d.arp == NULL):
+        return -E_NOMEM
+    return 0
+
+
+cdef void dev_free(dev_t* d) noexcept nogil:
+    cdef uint32_t i
+    free(d.rx)
+    free(d.seg)
+    if d.arp != NULL:
+        for i in range(ARP_SLOTS):
+            free(d.arp[i].held)
+    free(d.arp)
+
+
+# ---- raw writes ------------------------------------------------------------------------------------------------------------------
+cdef void dev_writev(dev_t* d, iovec* v, int n, size_t len) noexcept nogil:
+    """One packet out. A full socket pair is waited for shortly, a full device drops."""
+    cdef ssize_t rc = c_writev(d.fd, v, n)
+    cdef pollfd p
+    if rc < 0 and errno == E_WOULDBLOCK:
+        p.fd = d.fd
+        p.events = 4
+        if c_poll(&p, 1, 2) > 0:
+            rc = c_writev(d.fd, v, n)
+    if rc >= 0:
+        d.tx_packets += 1
+        d.tx_bytes += len
+    elif errno == E_WOULDBLOCK or errno == E_NOBUFS:
+        d.tx_dropped += 1
+    else:
+        d.tx_errors += 1
+
+
+# ---- ARP -------------------------------------------------------------------------------------------------------------------------
+cdef arp_t* arp_find(dev_t* d, uint32_t ip, bint make) noexcept nogil:
+    """The neighbour's slot; with make the oldest of its set is given away if it has none."""
+    cdef uint32_t base = (ip * 2654435761U >> 20) & (ARP_SLOTS - ARP_WAYS)
+    cdef arp_t* a
+    cdef arp_t* oldest = &d.arp[base]
+    cdef uint32_t i
+    for i in range(ARP_WAYS):
+        a = &d.arp[base + i]
+        if a.ip == ip:
+            return a
+        if a.stamp < oldest.stamp:
+            oldest = a
+    if not make:
+        return NULL
+    free(oldest.held)
+    memset(oldest, 0, sizeof(arp_t))
+    oldest.ip = ip
+    return oldest
+
+
+cdef void arp_send(dev_t* d, uint16_t op, const uint8_t* dst, uint32_t src_ip, const uint8_t* target, uint32_t target_ip) noexcept nogil:
+    cdef uint8_t buf[VNET_LEN + 60]
+    cdef uint8_t* p = buf + VNET_LEN
+    cdef iovec v
+    memset(buf, 0, sizeof(buf))
+    memcpy(p, dst, 6)
+    memcpy(p + 6, d.mac, 6)
+    put16(p + 12, 0x806)
+    put16(p + 14, 1)
+    put16(p + 16, 0x800)
+    p[18] = 6
+    p[19] = 4
+    put16(p + 20, op)
+    memcpy(p + 22, d.mac, 6)
+    put32(p + 28, src_ip)
+    memcpy(p + 32, target, 6)
+    put32(p + 38, target_ip)
+    v.iov_base = buf if d.vnet else p
+    v.iov_len = 60 + (VNET_LEN if d.vnet else 0)
+    dev_writev(d, &v, 1, v.iov_len)
+
+
+cdef void arp_learn(dev_t* d, uint32_t ip, const uint8_t* mac, bint make, ns_t now) noexcept nogil:
+    cdef arp_t* a = arp_find(d, ip, make)
+    cdef iovec v
+    if a == NULL or ip == 0 or mac[0] & 1:
+        return
+    memcpy(a.mac, mac, 6)
+    a.known = 1
+    a.stamp = now
+    if a.held != NULL:
+        memcpy(a.held + (VNET_LEN if d.vnet else 0), mac, 6)
+        v.iov_base = a.held
+        v.iov_len = a.held_len
+        dev_writev(d, &v, 1, v.iov_len)
+        free(a.held)
+        a.held = NULL
+
+
+cdef void arp_receive(dev_t* d, engine_t* e, const uint8_t* p, uint32_t n, ns_t now) noexcept nogil:
+    """p: an Ethernet frame of type ARP. Reads the stack's addresses, which is safe without the lock: they are plain words."""
+    cdef uint32_t src
+    cdef uint32_t dst
+    cdef bint ours
+    if n < 42 or get16(p + 14) != 1 or get16(p + 16) != 0x800 or p[18] != 6 or p[19] != 4:
+        return
+    src = get32(p + 28)
+    dst = get32(p + 38)
+    ours = is_local(e, dst)
+    arp_learn(d, src, p + 22, ours, now)
+    if ours and get16(p + 20) == 1 and not is_local(e, src):
+        arp_send(d, 2, p + 22, dst, p + 22, src)
+
+
+cdef bint ether_resolve(dev_t* d, engine_t* e, uint32_t src, uint32_t dst, uint8_t* mac, arp_t** waits, ns_t now) noexcept nogil:
+    """The MAC to send to; if it is not known yet, asks (once a second) and says where the packet waits."""
+    cdef arp_t* a
+    waits[0] = NULL
+    if dst == 0xffffffffU:
+        memset(mac, 0xff, 6)
+        return True
+    if d.gateway != 0 and (dst & d.mask) != d.net:
+        dst = d.gateway
+    a = arp_find(d, dst, True)
+    if a.known:
+        memcpy(mac, a.mac, 6)
+        return True
+    waits[0] = a
+    memset(mac, 0, 6)
+    if a.stamp == 0 or now - a.stamp >= 1000000000:
+        a.stamp = now
+        memset(mac, 0xff, 6)
+        arp_send(d, 1, mac, src, NULL_MAC, dst)
+    return False
+
+
+cdef uint8_t[6] NULL_MAC
+
+
+cdef void arp_hold(dev_t* d, arp_t* a, const iovec* v, int n, size_t len) noexcept nogil:
+    cdef uint8_t* p = <uint8_t*> malloc(len)
+    cdef int i
+    free(a.held)
+    a.held = p
+    a.held_len = <uint32_t> len
+    if p == NULL:
+        return
+    for i in range(n):
+        memcpy(p, v[i].iov_base, v[i].iov_len)
+        p += v[i].iov_len
+
+
+# ---- packets out -----------------------------------------------------------------------------------------------------------------
+cdef void dev_send(dev_t* d, engine_t* e, iovec* v, int n, vnet_t* vnet, uint32_t src, uint32_t dst, ns_t now) noexcept nogil:
+    """v[2 ..] is the IP packet; the two places in front take what the link adds."""
+    cdef uint8_t eth[ETH_LEN]
+    cdef int first = 2
+    cdef int i
+    cdef size_t len = 0
+    cdef arp_t* waits = NULL
+    cdef bint known = True
+    if d.ether:
+        known = ether_resolve(d, e, src, dst, eth, &waits, now)
+        memcpy(eth + 6, d.mac, 6)
+        put16(eth + 12, 0x800)
+        first = 1
+        v[1].iov_base = eth
+        v[1].iov_len = ETH_LEN
+    if d.vnet:
+        first -= 1
+        if d.ether and vnet.flags:
+            vnet.csum_start += ETH_LEN
+            vnet.hdr_len += ETH_LEN
+        v[first].iov_base = vnet
+        v[first].iov_len = VNET_LEN
+    for i in range(first, n):
+        len += v[i].iov_len
+    if known:
+        dev_writev(d, v + first, n - first, len)
+    elif waits != NULL:
+        arp_hold(d, waits, v + first, n - first, len)
+
+
+cdef void dev_send_packet(dev_t* d, engine_t* e, uint8_t* p, uint32_t n, ns_t now) noexcept nogil:
+    """A complete packet with full checksums."""
+    cdef iovec v[3]
+    cdef vnet_t vnet
+    memset(&vnet, 0, sizeof(vnet))
+    v[2].iov_base = p
+    v[2].iov_len = n
+    dev_send(d, e, v, 3, &vnet, get32(p + 12), get32(p + 16), now)
+
+
+cdef void dev_send_frame(dev_t* d, engine_t* e, txframe_t* f, ns_t now) noexcept nogil:
+    """A frame of the core: as it is to a link with offload, in packets with full checksums to others."""
+    cdef iovec v[5]
+    cdef vnet_t vnet
+    cdef uint32_t i
+    cdef uint32_t n
+    cdef uint32_t ihl
+    cdef int k = 3
+    if not d.vnet:
+        for i in range(tx_segs(f)):
+            n = tx_segment(f, i, d.seg)
+            dev_send_packet(d, e, d.seg, n, now)
+        return
+    memset(&vnet, 0, sizeof(vnet))
+    if f.flags & TXF_CSUM_PARTIAL:
+        ihl = <uint32_t> (f.hdr[0] & 15) * 4
+        vnet.flags = VNET_NEEDS_CSUM
+        vnet.csum_start = <uint16_t> ihl
+        vnet.csum_offset = 16
+        vnet.hdr_len = <uint16_t> f.hlen
+        if tx_segs(f) > 1:
+            vnet.gso_type = VNET_GSO_TCPV4
+            if f.hdr[ihl + 13] & TH_CWR:
+                vnet.gso_type |= VNET_GSO_ECN
+            vnet.gso_size = f.gso_size
+    v[2].iov_base = f.hdr
+    v[2].iov_len = f.hlen
+    if f.l0:
+        v[k].iov_base = <void*> f.p0
+        v[k].iov_len = f.l0
+        k += 1
+    if f.l1:
+        v[k].iov_base = <void*> f.p1
+        v[k].iov_len = f.l1
+        k += 1
+    dev_send(d, e, v, k, &vnet, get32(f.hdr + 12), get32(f.hdr + 16), now)
+
+
+# ---- packets in ------------------------------------------------------------------------------------------------------------------
+cdef bint dev_strip(dev_t* d, engine_t* e, rxpkt_t* out, uint8_t* p, uint32_t n, ns_t now) noexcept nogil:
+    """Take off what the link put in front; False: not an IPv4 packet (ARP has been answered)."""
+    cdef vnet_t* vnet
+    out.csum = CSUM_NONE
+    out.gso_size = 0
+    if d.vnet:
+        if n < VNET_LEN:
+            return False
+        vnet = <vnet_t*> p
+        if vnet.flags & VNET_NEEDS_CSUM:
+            out.csum = CSUM_PARTIAL
+        elif vnet.flags & VNET_DATA_VALID:
+            out.csum = CSUM_VERIFIED
+        if vnet.gso_type & ~VNET_GSO_ECN == VNET_GSO_TCPV4:
+            out.gso_size = vnet.gso_size
+        p += VNET_LEN
+        n -= VNET_LEN
+    if d.ether:
+        if n < ETH_LEN:
+            return False
+        if get16(p + 12) == 0x806:
+            arp_receive(d, e, p, n, now)
+            return False
+        if get16(p + 12) != 0x800 or n < ETH_LEN + 20:
+            return False
+        if p[0] & 1 == 0:
+            arp_learn(d, get32(p + ETH_LEN + 12), p + 6, True, now)
+        p += ETH_LEN
+        n -= ETH_LEN
+    out.p = p
+    out.len = n
+    return True
+
+
+cdef uint32_t dev_read_batch(dev_t* d, engine_t* e, ns_t now) noexcept nogil:
+    """Read until the descriptor is empty or the batch full; the packets are in d.pkts. d.more: there may be more."""
+    cdef uint32_t n = 0
+    cdef size_t used = 0
+    cdef ssize_t got
+    d.more = False
+    if d.fd < 0 or d.failed:
+        return 0
+    while True:
+        if n == BATCH or used + RX_MAX > RX_BUFFER:
+            d.more = True
+            return n
+        got = c_read(d.fd, d.rx + used, RX_MAX)
+        if got <= 0:
+            if got == 0:
+                d.failed = E_PIPE
+            elif errno != E_WOULDBLOCK and errno != E_INTR and errno != E_NETDOWN:
+                d.failed = errno
+            return n
+        d.rx_packets += 1
+        d.rx_bytes += <size_t> got
+        if dev_strip(d, e, &d.pkts[n], d.rx + used, <uint32_t> got, now):
+            n += 1
+            used += (<size_t> got + 63) & ~<size_t> 63

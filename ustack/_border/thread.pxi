@@ -1,0 +1,466 @@
+# The engine thread: one loop without the GIL around a descriptor, the engine and a clock. Included by _fastpath.pyx.
+#
+# One turn: read a batch, lock, hand it to the engine, run the timers, release blocked calls, take the frames, unlock, write them. The lock
+# never covers a system call on a descriptor, and users who wait for it are let in before it is taken again. Before the lock is given up for a
+# sleep, `sleeping` and `wake_at` are set under it, so a user call that leaves work behind ends the sleep through the eventfd (release()).
+# Time is CLOCK_MONOTONIC, read once per batch. ring memory of frames in flight is freed here, after the writes (tx_batch_done).
+
+cdef extern from "<poll.h>" nogil:
+    int c_ppoll "ppoll"(pollfd*, unsigned long, const timespec*, const void*)
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)
+    const int PR_SET_TIMERSLACK
+
+cdef extern from "<semaphore.h>" nogil:
+    int sem_init(sem_t*, int, unsigned int)
+    int sem_destroy(sem_t*)
+    int sem_wait(sem_t*)
+    int sem_clockwait(sem_t*, int, const timespec*)
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+cdef enum:
+    MAX_STAGES = 8
+    LET_IN_TURNS = 200
+
+cdef struct loop_t:
+    engine_t* e
+    shared_t* s
+    mirrors_t* mirrors
+    dev_t dev
+    imdir_t* stage_in[MAX_STAGES]       # from the wire to the stack
+    imdir_t* stage_out[MAX_STAGES]      # from the stack to the wire
+    uint32_t n_stages
+    txbatch_t batch
+    impkt_t late[BATCH]                 # impaired packets that arrive now
+    uint32_t n_late
+    idx_t touched[BATCH]                # sockets whose descriptor is to be looked at
+    uint32_t n_touched
+    int stop
+    uint64_t turns
+    uint64_t sleeps
+
+
+# ---- one turn ----------------------------------------------------------------------------------------------------------------------
+cdef inline void let_in(shared_t* s) noexcept nogil:
+    """Users who sleep on the lock go first; bounded, so that they cannot starve the network."""
+    cdef int i
+    for i in range(LET_IN_TURNS):
+        if atomic_load(&s.waiting) == 0:
+            return
+        sched_yield()
+
+
+cdef void take_ready(loop_t* l) noexcept nogil:
+    """Empty e.ready; what has a descriptor is remembered. Under the lock. A full list leaves the rest for the next turn."""
+    cdef engine_t* e = l.e
+    cdef tcb_t* sk
+    l.n_touched = 0
+    while e.ready and l.n_touched < BATCH:
+        sk = sk_at(e, e.ready)
+        e.ready = sk.ready_next
+        sk.sflags &= ~<uint32_t> SF_IN_READY
+        sk.wake_mask = 0
+        if sk.sflags & SF_HAS_FD:
+            l.touched[l.n_touched] = sk.idx
+            l.n_touched += 1
+
+
+cdef void through_stages_in(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
+    """Received packets into the outermost queue; what has come through all of them is in l.late."""
+    cdef uint32_t i
+    cdef impkt_t p
+    cdef rxpkt_t* r
+    for i in range(n):
+        r = &l.dev.pkts[i]
+        im_push(l.stage_in[0], r.p, r.len, r.csum, r.gso_size, now)
+    for i in range(l.n_stages - 1):
+        while im_pop(l.stage_in[i], now, &p):
+            im_push(l.stage_in[i + 1], p.data, p.len, p.csum, p.gso_size, now)
+            free(p.data)
+    l.n_late = 0
+    while l.n_late < BATCH and im_pop(l.stage_in[l.n_stages - 1], now, &l.late[l.n_late]):
+        l.n_late += 1
+
+
+cdef void write_batch(loop_t* l, ns_t now) noexcept nogil:
+    cdef uint32_t i
+    cdef uint32_t k
+    cdef uint32_t n
+    cdef txframe_t* f
+    for i in range(l.batch.n):
+        f = &l.batch.tx[i]
+        if f.flags & TXF_LOCAL:
+            continue
+        if l.n_stages == 0:
+            dev_send_frame(&l.dev, l.e, f, now)
+            continue
+        for k in range(tx_segs(f)):
+            n = tx_segment(f, k, l.dev.seg)
+            im_push(l.stage_out[0], l.dev.seg, n, CSUM_VERIFIED, 0, now)
+    tx_batch_done(&l.batch)
+
+
+cdef void through_stages_out(loop_t* l, ns_t now) noexcept nogil:
+    cdef uint32_t i
+    cdef impkt_t p
+    if l.n_stages == 0:
+        return
+    for i in range(l.n_stages):
+        while im_pop(l.stage_out[i], now, &p):
+            if i + 1 < l.n_stages:
+                im_push(l.stage_out[i + 1], p.data, p.len, p.csum, 0, now)
+            else:
+                dev_send_packet(&l.dev, l.e, p.data, p.len, now)
+            free(p.data)
+
+
+cdef ns_t stages_next(loop_t* l) noexcept nogil:
+    cdef uint32_t i
+    cdef ns_t t = NS_NEVER
+    for i in range(l.n_stages):
+        if im_next(l.stage_in[i]) < t:
+            t = im_next(l.stage_in[i])
+        if im_next(l.stage_out[i]) < t:
+            t = im_next(l.stage_out[i])
+    return t
+
+
+cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept nogil:
+    """Everything that happens under the lock."""
+    cdef engine_t* e = l.e
+    cdef shared_t* s = l.s
+    cdef uint32_t i
+    cdef rxpkt_t* r
+    let_in(s)
+    pthread_mutex_lock(&s.mu)
+    engine_time(e, now)
+    if l.n_stages == 0:
+        for i in range(n):
+            r = &l.dev.pkts[i]
+            engine_receive(e, r.p, r.len, r.csum, r.gso_size, now)
+    else:
+        for i in range(l.n_late):
+            engine_receive(e, l.late[i].data, l.late[i].len, l.late[i].csum, l.late[i].gso_size, now)
+    engine_poll(e, now)
+    engine_loop(e)
+    take_ready(l)
+    if e.woken:
+        post_woken(e)
+    tx_swap(e, &l.batch)
+    s.wake_at = engine_next_timeout(e)
+    if may_sleep and e.ready == 0:
+        atomic_swap(&s.sleeping, 1)
+    pthread_mutex_unlock(&s.mu)
+    if l.n_stages:
+        for i in range(l.n_late):
+            free(l.late[i].data)
+        l.n_late = 0
+
+
+cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
+    """Poll the link and the eventfd until something happens or time t."""
+    cdef pollfd p[2]
+    cdef timespec ts
+    cdef ns_t left
+    cdef uint64_t count
+    p[0].fd = l.s.wake_fd
+    p[0].events = 1
+    p[0].revents = 0
+    p[1].fd = -1 if l.dev.failed else l.dev.fd
+    p[1].events = 1
+    p[1].revents = 0
+    ts.tv_sec = 0
+    ts.tv_nsec = 0
+    if t != NS_NEVER:
+        left = t - clock_ns()
+        if left > 0:
+            ts.tv_sec = left // 1000000000
+            ts.tv_nsec = left % 1000000000
+    l.sleeps += 1
+    c_ppoll(p, 2, NULL if t == NS_NEVER else &ts, NULL)
+    atomic_swap(&l.s.sleeping, 0)
+    if p[0].revents:
+        c_read(l.s.wake_fd, &count, 8)
+
+
+cdef void loop_run(loop_t* l) noexcept nogil:
+    """Until loop_t.stop; the last turn still writes what the engine has to say."""
+    cdef ns_t now
+    cdef ns_t t
+    cdef uint32_t n
+    cdef bint last
+    cdef bint sleepy
+    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)
+    while True:
+        last = atomic_load(&l.stop) != 0
+        now = clock_ns()
+        n = dev_read_batch(&l.dev, l.e, now)
+        if n == BATCH:
+            now = clock_ns()
+        if l.n_stages:
+            through_stages_in(l, n, now)
+        sleepy = not l.dev.more and not last and l.n_late < BATCH
+        engine_turn(l, n, now, sleepy)
+        l.turns += 1
+        if l.batch.n:
+            write_batch(l, now)
+        else:
+            tx_batch_done(&l.batch)
+        through_stages_out(l, now)
+        if l.n_touched:
+            mirror_sync(l.mirrors, l.e, l.s, l.touched, l.n_touched)
+        if last:
+            return
+        if sleepy and atomic_load(&l.s.sleeping):
+            t = stages_next(l)
+            sleep_until(l, l.s.wake_at if l.s.wake_at < t else t)
+
+
+# ---- as Python sees it -------------------------------------------------------------------------------------------------------------
+cdef class Loop:
+    """The loop of one engine thread: run() returns after stop(). fd: the link's descriptor (non-blocking), -1 for none.
+
+    kind: "ip" (one IPv4 packet per read and write) or "ether" (Ethernet frames; mac, network and gateway are the link's).
+    vnet: a virtio_net_hdr stands in front of each packet. stages: Impairments, the one next to the stack first.
+    """
+
+    cdef loop_t* l
+    cdef readonly Engine engine
+    cdef readonly tuple stages
+
+    def __cinit__(self, Engine engine not None, int fd, int wake_fd, *, kind="ip", bint vnet=False, mac=None, network=None,
+                  gateway=None, stages=()):
+        cdef uint32_t i
+        cdef bytes raw
+        cdef Impairment one
+        if kind not in ("ip", "ether"):
+            raise ValueError(f"kind is 'ip' or 'ether', not {kind!r}")
+        if len(stages) > MAX_STAGES:
+            raise ValueError(f"at most {MAX_STAGES} impairments on one link")
+        self.engine = engine
+        self.stages = tuple(stages)
+        self.l = <loop_t*> calloc(1, sizeof(loop_t))
+        if self.l == NULL:
+            raise MemoryError
+        self.l.e = engine.e
+        self.l.s = &engine.s
+        if engine.mirrors == NULL:
+            engine.mirrors = mirrors_new()
+            if engine.mirrors == NULL:
+                raise MemoryError
+        self.l.mirrors = engine.mirrors
+        self.l.dev.fd = fd
+        self.l.dev.vnet = vnet
+        self.l.dev.ether = kind == "ether"
+        if self.l.dev.ether:
+            raw = bytes(mac)
+            memcpy(self.l.dev.mac, PyBytes_AS_STRING(raw), 6)
+            if network is not None:
+                self.l.dev.net = undotted(network[0])
+                self.l.dev.mask = 0 if network[1] == 0 else <uint32_t> (0xffffffffULL << (32 - <int> network[1]))
+                self.l.dev.net &= self.l.dev.mask
+            self.l.dev.gateway = undotted(gateway)
+        i = 0
+        for one in stages:
+            self.l.stage_out[i] = &one.d[IM_OUT]
+            self.l.stage_in[len(stages) - 1 - i] = &one.d[IM_IN]
+            i += 1
+        self.l.n_stages = i
+        if dev_init(&self.l.dev) < 0:
+            raise MemoryError
+        engine.s.wake_fd = wake_fd
+        engine.s.real_clock = 1
+
+    def __dealloc__(self):
+        if self.l != NULL:
+            dev_free(&self.l.dev)
+            tx_batch_free(&self.l.batch)
+            free(self.l)
+
+    def run(self):
+        """The engine thread's life. Without the GIL."""
+        cdef loop_t* l = self.l
+        with nogil:
+            loop_run(l)
+
+    def stop(self):
+        """Ask the loop to end; it writes what is waiting to be sent first."""
+        cdef uint64_t one = 1
+        atomic_swap(&self.l.stop, 1)
+        fd_write(self.l.s.wake_fd, &one, 8)
+
+    def counters(self):
+        """What the link carried and how the loop ran."""
+        return {
+            "rx_packets": self.l.dev.rx_packets, "rx_bytes": self.l.dev.rx_bytes, "tx_packets": self.l.dev.tx_packets,
+            "tx_bytes": self.l.dev.tx_bytes, "tx_errors": self.l.dev.tx_errors, "tx_dropped": self.l.dev.tx_dropped,
+            "turns": self.l.turns, "sleeps": self.l.sleeps, "failed": self.l.dev.failed,
+        }
+
+
+def kill(Engine engine not None):
+    """The stack has stopped: every handle is EBADF from now on, and blocked calls come back."""
+    cdef idx_t i
+    acquire(engine.e, &engine.s)
+    engine.s.dead = 1
+    engine.s.wake_fd = -1
+    for i in range(1, engine.e.wait.high + 1):
+        if wait_at(engine.e, i).state == WT_WAITING and wait_at(engine.e, i).sk:
+            waiter_finish(engine.e, i, WT_WOKEN)
+    release(engine.e, &engine.s)
+
+
+# ---- fork: the child gets a consistent engine that refuses every call ----------------------------------------------------------------
+def fork_before(Engine engine not None):
+    if engine.mirrors != NULL:
+        pthread_mutex_lock(&engine.mirrors.mu)
+    pthread_mutex_lock(&engine.s.mu)
+
+
+def fork_after(Engine engine not None, bint child):
+    if child:
+        engine.s.dead = 1
+        engine.s.wake_fd = -1
+        engine.s.waiting = 0
+    pthread_mutex_unlock(&engine.s.mu)
+    if engine.mirrors != NULL:
+        pthread_mutex_unlock(&engine.mirrors.mu)
+
+
+# ---- blocked calls -------------------------------------------------------------------------------------------------------------------
+cdef bint still_blocked(engine_t* e, tcb_t* sk, uint32_t events) noexcept nogil:
+    """Would the call that found nothing a moment ago still find nothing? events 0: a lingering close."""
+    if events == 0:
+        return close_is_lingering(sk)
+    return sk.sk_err == 0 and not user_poll(e, sk) & (events | POLLHUP)
+
+
+cdef int wait_once(sem_t* sem, ns_t deadline) noexcept nogil:
+    """0 = posted, else errno."""
+    cdef timespec ts
+    cdef int rc
+    if deadline == NS_NEVER:
+        rc = sem_wait(sem)
+    else:
+        ts.tv_sec = deadline // 1000000000
+        ts.tv_nsec = deadline % 1000000000
+        rc = sem_clockwait(sem, CLOCK_MONOTONIC, &ts)
+    return errno if rc else 0
+
+
+def block(Engine engine not None, uint64_t h, uint32_t events, deadline=None, bint exclusive=False):
+    """Sleep until the socket has one of the poll bits `events` (0: until a lingering close is over), an error, or the deadline (ns of
+    CLOCK_MONOTONIC). False: the deadline passed. Signals are handled; what a handler raises ends the wait."""
+    cdef sem_t sem
+    cdef ns_t t = NS_NEVER if deadline is None else deadline
+    cdef tcb_t* sk = engine._enter(h)
+    cdef idx_t w = 0
+    cdef int rc
+    cdef int state
+    if not still_blocked(engine.e, sk, events):
+        release(engine.e, &engine.s)
+        return True
+    sem_init(&sem, 0, 0)
+    w = user_wait(engine.e, sk, events, exclusive, NS_NEVER, &sem, 0)
+    release(engine.e, &engine.s)
+    if w == 0:
+        sem_destroy(&sem)
+        raise failure(E_NOBUFS, "too many blocked calls")
+    try:
+        while True:
+            with nogil:
+                rc = wait_once(&sem, t)
+            if rc != E_INTR:
+                break
+            PyErr_CheckSignals()
+    except BaseException:
+        unblock(engine, h, w, exclusive, events)
+        sem_destroy(&sem)
+        raise
+    state = unblock(engine, h, w, False, 0)
+    sem_destroy(&sem)
+    return state == WT_WOKEN
+
+
+cdef int unblock(Engine engine, uint64_t h, idx_t w, bint pass_on, uint32_t events):
+    """Give the waiter back; a wake-up that this caller will not use goes to the next one."""
+    cdef int state
+    cdef tcb_t* sk
+    acquire(engine.e, &engine.s)
+    state = wait_at(engine.e, w).state
+    user_wait_done(engine.e, w)
+    if pass_on and state == WT_WOKEN and not engine.s.dead:
+        sk = engine._at(h)
+        if sk != NULL:
+            sk_wake(engine.e, sk, events)
+    release(engine.e, &engine.s)
+    return state
+
+
+# ---- descriptors ---------------------------------------------------------------------------------------------------------------------
+def mirror_add(Engine engine not None, uint64_t h, int user_fd, int peer_fd):
+    """From now on user_fd polls as the socket does."""
+    cdef mirrors_t* ms
+    cdef uint32_t slot
+    cdef idx_t i
+    cdef tcb_t* sk
+    if engine.mirrors == NULL:
+        engine.mirrors = mirrors_new()
+        if engine.mirrors == NULL:
+            raise MemoryError
+    ms = engine.mirrors
+    pthread_mutex_lock(&ms.mu)
+    if ms.of == NULL:
+        ms.of = <uint32_t*> calloc(<size_t> engine.e.tcb.cap + 1, sizeof(uint32_t))
+    slot = 0xffffffffU if ms.of == NULL else mirror_slot(ms)
+    if slot == 0xffffffffU:
+        pthread_mutex_unlock(&ms.mu)
+        raise MemoryError
+    i = <idx_t> (h & 0xffffffffULL)
+    pthread_mutex_lock(&engine.s.mu)
+    sk = engine._at(h)
+    if sk != NULL:
+        sk.sflags |= SF_HAS_FD
+        ms.slots[slot].handle = h
+        ms.slots[slot].user_fd = user_fd
+        ms.slots[slot].peer_fd = peer_fd
+        ms.slots[slot].shown = SHOW_WRITE
+        ms.slots[slot].wake_seq = sk.wake_seq
+        ms.of[i] = slot + 1
+    pthread_mutex_unlock(&engine.s.mu)
+    pthread_mutex_unlock(&ms.mu)
+    if sk == NULL:
+        raise failure(E_BADF, None)
+    mirror_sync(ms, engine.e, &engine.s, &i, 1)
+
+
+def mirror_remove(Engine engine not None, uint64_t h):
+    """(user_fd, peer_fd) are no longer touched: the caller closes them. None if there were none."""
+    cdef mirrors_t* ms = engine.mirrors
+    cdef idx_t i = <idx_t> (h & 0xffffffffULL)
+    cdef uint32_t slot
+    cdef tcb_t* sk
+    if ms == NULL or ms.of == NULL or i > engine.e.tcb.cap:
+        return None
+    pthread_mutex_lock(&ms.mu)
+    slot = ms.of[i]
+    if slot == 0 or ms.slots[slot - 1].handle != h:
+        pthread_mutex_unlock(&ms.mu)
+        return None
+    ms.of[i] = 0
+    pthread_mutex_lock(&engine.s.mu)
+    sk = engine._at(h)
+    if sk != NULL:
+        sk.sflags &= ~<uint32_t> SF_HAS_FD
+    pthread_mutex_unlock(&engine.s.mu)
+    user_fd = ms.slots[slot - 1].user_fd
+    peer_fd = ms.slots[slot - 1].peer_fd
+    ms.slots[slot - 1].user_fd = -1
+    pthread_mutex_unlock(&ms.mu)
+    return user_fd, peer_fd
