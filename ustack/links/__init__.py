@@ -1,0 +1,1 @@
+"""Links: where a stack's packets come from and go to."""
