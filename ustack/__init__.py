@@ -3,6 +3,7 @@
 from ustack._fastpath import Engine, parse
 from ustack._socket import Socket
 from ustack.clock import VirtualClock
+from ustack.links.tun import TunLink
 from ustack.stack import Stack
 
-__all__ = ["Engine", "Socket", "Stack", "VirtualClock", "parse"]
+__all__ = ["Engine", "Socket", "Stack", "TunLink", "VirtualClock", "parse"]

@@ -8,37 +8,42 @@ then counts itself as a waiter and blocks without the GIL (_border/lock.pxi).
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from ustack.core.types cimport (
-    E_AGAIN, E_BADF, E_INPROGRESS, E_INVAL, E_NOBUFS, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_NEVER, REF_SHIFT, TCP_CLOSE,
-    TCP_LISTEN, TM_KEEP, TM_REQ, TM_RETRANS, TM_TW, idx_t, ns_t, ref_t, seg_t,
+    CSUM_NONE, CSUM_PARTIAL, CSUM_VERIFIED, E_AGAIN, E_BADF, E_INPROGRESS, E_INTR, E_INVAL, E_NETDOWN, E_NOBUFS,
+    E_NOMEM, E_PIPE, KIND_REQ, KIND_TCB, KIND_TW, NS_NEVER, REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_CWR, TM_KEEP,
+    TM_REQ, TM_RETRANS, TM_TW, idx_t, ns_t, ref_t, seg_t,
 )
 from ustack.core.config cimport N_SYSCTLS, sysctl_row, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
 from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
 from ustack.core.engine cimport (
-    engine_destroy, engine_init, engine_next_timeout, engine_params_t, engine_poll, engine_receive, engine_time, engine_tx_done,
+    engine_destroy, engine_init, engine_loop, engine_next_timeout, engine_params_t, engine_poll, engine_receive,
+    engine_time, engine_tx_done,
 )
 from ustack.core.metrics cimport metrics_flush
 from ustack.core.pool cimport pool_at, pool_gen, pool_live
 from ustack.core.records cimport (
-    RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WAITING, listener_t, req_t, tw_t,
-    txframe_t, waiter_t,
+    RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WAITING, WT_WOKEN, listener_t,
+    req_t, tw_t, txframe_t, waiter_t,
 )
 from ustack.core.recvmsg cimport tcp_recvmsg
-from ustack.core.route cimport addr_add, addr_del, link_set_mtu, route_change, route_default
+from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport, tw_at, wait_at,
+    POLLERR, POLLHUP, POLLIN, POLLOUT, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport,
+    sk_wake, tw_at, wait_at, waiter_finish,
 )
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
 from ustack.core.state cimport EV_DROP, EV_LOG, EV_STATE, engine_t, event_t, metrics_t, route_t
 from ustack.core.stats cimport MIB_COUNT, drop_name, mib_name
-from ustack.core.tcb cimport SF_DEAD, SF_IN_READY, tcb_t
+from ustack.core.tcb cimport SF_DEAD, SF_HAS_FD, SF_IN_READY, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
-from ustack.core.tx cimport tx_len, tx_segment, tx_segs, tx_whole
+from ustack.core.tx cimport (
+    TXF_LOCAL, tx_batch_done, tx_batch_free, tx_len, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
+)
 from ustack.core.types cimport DROP_REASONS
 from ustack.core.user cimport (
     close_is_lingering, user_accept, user_bind, user_close, user_close_finish, user_connect, user_connect_result,
@@ -46,11 +51,15 @@ from ustack.core.user cimport (
     user_wait, user_wait_done,
 )
 from ustack.core.wheel cimport wheel_armed, wheel_deadline
-from ustack.core.wire cimport wire_parse_ip, wire_parse_opts, wire_parse_tcp
+from ustack.core.wire cimport get16, get32, put16, put32, wire_parse_ip, wire_parse_opts, wire_parse_tcp
 
 from ustack.errors import failure
 
 include "_border/lock.pxi"
+include "_border/mirror.pxi"
 include "_border/engine.pxi"
 include "_border/control.pxi"
 include "_border/views.pxi"
+include "_border/impair.pxi"
+include "_border/device.pxi"
+include "_border/thread.pxi"

@@ -97,7 +97,7 @@ cdef void dev_free(dev_t* d) noexcept nogil:
     free(d.rx)
     free(d.seg)
     if d.arp != NULL:
-        for i in range(ARP_SLOTS):
+        for i in range(<uint32_t> ARP_SLOTS):
             free(d.arp[i].held)
     free(d.arp)
 
@@ -128,7 +128,7 @@ cdef arp_t* arp_find(dev_t* d, uint32_t ip, bint make) noexcept nogil:
     cdef arp_t* a
     cdef arp_t* oldest = &d.arp[base]
     cdef uint32_t i
-    for i in range(ARP_WAYS):
+    for i in range(<uint32_t> ARP_WAYS):
         a = &d.arp[base + i]
         if a.ip == ip:
             return a
@@ -159,7 +159,7 @@ cdef void arp_send(dev_t* d, uint16_t op, const uint8_t* dst, uint32_t src_ip, c
     put32(p + 28, src_ip)
     memcpy(p + 32, target, 6)
     put32(p + 38, target_ip)
-    v.iov_base = buf if d.vnet else p
+    v.iov_base = p - (VNET_LEN if d.vnet else 0)
     v.iov_len = 60 + (VNET_LEN if d.vnet else 0)
     dev_writev(d, &v, 1, v.iov_len)
 

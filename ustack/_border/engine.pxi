@@ -61,6 +61,7 @@ cdef class Engine:
 
     cdef engine_t* e
     cdef shared_t s
+    cdef mirrors_t* mirrors         # pollable descriptors, made when one is asked for
 
     def __cinit__(self, address, *, sysctl=None, seed=None, wall_offset_ns=0, now=0, ehash_entries=0, mtu=1500,
                   cookie_phase_ns=0, default_route=True, limits=None):
@@ -106,6 +107,7 @@ cdef class Engine:
             engine_destroy(self.e)
             free(self.e)
             pthread_mutex_destroy(&self.s.mu)
+        mirrors_free(self.mirrors)
 
     # ---- the five sans-I/O calls ---------------------------------------------------------------------------------------------
     def receive(self, packet, now, csum=0, gso_size=0):
@@ -203,7 +205,7 @@ cdef class Engine:
     cdef tcb_t* _at(self, uint64_t h) noexcept:
         """The socket of a handle, or NULL. Under the lock."""
         cdef idx_t i = <idx_t> (h & 0xffffffffULL)
-        if i == 0 or i >= self.e.tcb.cap or not pool_live(&self.e.tcb, i, <uint32_t> (h >> 32)):
+        if not pool_live(&self.e.tcb, i, <uint32_t> (h >> 32)):
             return NULL
         return sk_at(self.e, i)
 
@@ -212,7 +214,7 @@ cdef class Engine:
         cdef tcb_t* sk
         acquire(self.e, &self.s)
         sk = self._at(h)
-        if sk == NULL or sk.sflags & SF_DEAD:
+        if sk == NULL or sk.sflags & SF_DEAD or self.s.dead:
             release(self.e, &self.s)
             raise failure(E_BADF, None)
         return sk

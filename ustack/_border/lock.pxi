@@ -102,6 +102,8 @@ cdef inline void release(engine_t* e, shared_t* s) noexcept nogil:
     """Unlock after a user call; if it left work for the engine thread (frames, an earlier timer), end its sleep."""
     cdef uint64_t one = 1
     cdef bint kick
+    if e.tx_local:
+        engine_loop(e)
     if e.woken:
         post_woken(e)
     kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and (e.tx_n or e.ready or engine_next_timeout(e) < s.wake_at)

@@ -49,7 +49,7 @@ class ThreadedDriver:
     # ---- life --------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
         # The thread inherits the mask: no signal is ever handled there, so a blocked main thread gets its EINTR.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
         finally:
