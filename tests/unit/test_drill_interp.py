@@ -241,7 +241,8 @@ def test_a_defect_is_a_failure_not_a_crash() -> None:
             raise ZeroDivisionError("oops")
 
     got = outcome(OPEN, stack=Broken)
-    assert got.result is Result.FAIL and got.reason.startswith("internal error: ZeroDivisionError: oops (test_drill")
+    assert got.result is Result.FAIL
+    assert got.reason.startswith("internal error: ZeroDivisionError: oops (test_drill")
 
 
 def test_code_runs_at_the_end_with_shared_names() -> None:

@@ -97,9 +97,9 @@ def run_script(script: Script, base: Options | None = None, command_line: Mappin
         outcome = Outcome(script.path, Result.SKIPPED, str(error))
     except Failure as failure:
         outcome = failed(script, failure)
-    except Exception as error:  # a defect of the stack or of this tool: it must not end the other scripts' runs
-        outcome = Outcome(script.path, Result.FAIL,
-                          f"internal error: {type(error).__name__}: {error} ({_origin(error)})")
+    except Exception as error:  # a defect, of the stack or of this tool: it must not end the other runs
+        told = f"internal error: {type(error).__name__}: {error} ({_origin(error)})"
+        outcome = Outcome(script.path, Result.FAIL, told)
     if interpreter is not None:
         interpreter.port.stack.stop()
         outcome.ladder, outcome.warnings = interpreter.rows, interpreter.warnings
