@@ -269,12 +269,11 @@ class Part:
 
 
 def _expected_flags(expected: TcpPacket, live: codec.Tcp, part: Part) -> int:
-    """What segmentation makes of the flags: FIN only at the end, CWR only at the start, PSH at the end
-    (an earlier piece may carry it too, if the whole does)."""
+    """What segmentation makes of the flags: FIN only at the end, CWR only at the start, PSH as the whole
+    at the end; before that it is not compared, since Linux sets it on every super-segment it sends."""
     flags = expected.flags
     if not part.last:
-        flags &= ~FIN
-        flags = flags & ~PSH | live.flags & flags & PSH
+        flags = flags & ~(FIN | PSH) | live.flags & PSH
     if not part.first:
         flags &= ~CWR
     return flags

@@ -190,7 +190,11 @@ class Syscalls:
         fd, address, _size = values.args(call, 3)
         descriptor = self._tcp(fd)
         if isinstance(address, nodes.Name) and values.number(address) == SYMBOLS["AF_UNSPEC"]:
-            return self._submit(descriptor, "disconnect")
+            # The tuple lives on until the next connect(): the reset that this sends is still expected on it.
+            started = self._submit(descriptor, "disconnect")
+            if descriptor.flow is not None and started.completion.errno is None:
+                descriptor.flow.state = FlowState.NEW
+            return started
         if descriptor.flow is not None:
             self.world.connecting(descriptor.flow)
         return self._submit(descriptor, "connect", values.socket_address(address, self._remote()))
