@@ -189,7 +189,7 @@ cdef inline void tcp_send_delayed_ack(engine_t* e, tcb_t* sk) noexcept nogil:
     when = e.now + ato
     if sk.ack_pending & ICSK_ACK_TIMER:
         armed = wheel_deadline(&e.wheel, (<uint32_t> TM_DELACK << REF_SHIFT) | sk.idx)
-        if armed <= e.now + (ato >> 2):
+        if armed <= e.now + (ato >> 2) // e.tick * e.tick:
             tcp_send_ack(e, sk)
             return
         when = i64_min(when, armed)
