@@ -24,22 +24,22 @@ from ustack.core.engine cimport (
     engine_time, engine_tx_done,
 )
 from ustack.core.metrics cimport metrics_flush
-from ustack.core.pool cimport pool_at, pool_gen, pool_live
+from ustack.core.pool cimport pool_at, pool_free, pool_gen, pool_live
 from ustack.core.records cimport (
     RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WAITING, WT_WOKEN, listener_t,
-    req_t, tw_t, txframe_t, waiter_t,
+    req_t, reqext_t, tw_t, txframe_t, waiter_t,
 )
-from ustack.core.recvmsg cimport tcp_recvmsg
+from ustack.core.recvmsg cimport tcp_recvmsg, tcp_recvmsg_ts
 from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
-from ustack.core.sendmsg cimport tcp_sendmsg
+from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport,
+    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport,
     sk_wake, tw_at, wait_at, waiter_finish,
 )
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
 from ustack.core.state cimport EV_DROP, EV_LOG, EV_STATE, engine_t, event_t, metrics_t, route_t
 from ustack.core.stats cimport MIB_COUNT, drop_name, mib_name
-from ustack.core.tcb cimport SF_DEAD, SF_HAS_FD, SF_IN_READY, tcb_t
+from ustack.core.tcb cimport SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
     TXF_LOCAL, tx_batch_done, tx_batch_free, tx_len, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,

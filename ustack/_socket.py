@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ustack.stack import Stack
 
 POLLIN, POLLPRI, POLLOUT, POLLERR, POLLHUP, POLLRDHUP = 0x001, 0x002, 0x004, 0x008, 0x010, 0x2000
-MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_ERRQUEUE = 0x1, 0x2, 0x20, 0x40, 0x100, 0x2000
+MSG_OOB, MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_ERRQUEUE = 0x1, 0x2, 0x8, 0x20, 0x40, 0x100, 0x2000
 MSG_FASTOPEN = 0x20000000
 _WOULD_BLOCK = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
@@ -292,6 +292,56 @@ class Socket:
             n = self._engine.recv_into(self.handle, view, flags)
             return finish(n) if finish else n
         return self._driver.call(attempt, finish)
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        """(data, control messages, flags, None): TCP_INQ, SCM_TIMESTAMP*, and with MSG_ERRQUEUE the error queue (IP_RECVERR)."""
+        if flags & MSG_ERRQUEUE:
+            return self._recv_error(ancbufsize)
+        buffer = bytearray(bufsize)
+        deadline: tuple[int | None, bool] | None = None
+
+        def attempt() -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+            nonlocal deadline
+            try:
+                n, stamp, left = self._engine.recv_stamped(self.handle, buffer, flags)
+            except BlockingIOError as exc:
+                deadline = deadline or (None if self._timeout == 0 else self._deadline(True))
+                self._block(exc, POLLIN, deadline, True, flags=flags)
+            control = self._received_control(stamp, left)
+            return bytes(buffer[:n]), control if ancbufsize else [], MSG_CTRUNC if control and not ancbufsize else 0, None
+
+        return self._driver.call(attempt)
+
+    def _received_control(self, stamp: int, left: int) -> list[tuple[int, int, bytes]]:
+        """What tcp_recvmsg adds: a receive timestamp, then TCP_CM_INQ."""
+        tsflags, micro, nano, inq = self._engine.receive_options(self.handle)
+        control: list[tuple[int, int, bytes]] = []
+        seconds, rest = divmod(stamp, 1_000_000_000)
+        if stamp and nano:
+            control.append((_std.SOL_SOCKET, 35, struct.pack("=qq", seconds, rest)))
+        elif stamp and micro:
+            control.append((_std.SOL_SOCKET, 29, struct.pack("=qq", seconds, rest // 1000)))
+        if stamp and tsflags & 8 and tsflags & 16:      # RX_SOFTWARE and SOFTWARE
+            control.append((_std.SOL_SOCKET, 37, struct.pack("=6q", seconds, rest, 0, 0, 0, 0)))
+        if inq:
+            control.append((_std.IPPROTO_TCP, 36, struct.pack("=i", left)))
+        return control
+
+    def _recv_error(self, room: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        """One entry of the error queue, as recvmsg(MSG_ERRQUEUE) returns it; never waits."""
+        self._driver.before_call()
+        number, origin, kind, code, info, data, at = self._engine.take_error(self.handle)
+        tsflags = self._engine.receive_options(self.handle)[0]
+        control: list[tuple[int, int, bytes]] = []
+        stamped = origin == 4
+        if stamped and tsflags & 16:
+            control.append((_std.SOL_SOCKET, 37, struct.pack("=6q", *divmod(at, 1_000_000_000), 0, 0, 0, 0)))
+        offender = struct.pack("=HH4s8x", 0 if stamped else 2, 0, bytes(4))
+        control.append((0, 11, struct.pack("=IBBBBII", number, origin, kind, code, 0, info, data) + offender))
+        out = MSG_ERRQUEUE | (MSG_TRUNC if stamped and not tsflags & 0x800 else 0)
+        if not room:
+            return b"", [], out | MSG_CTRUNC, None
+        return b"", control, out, None
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, None]:
         """As recv; a stream has no sender address per read."""

@@ -303,6 +303,63 @@ cdef class Engine:
             PyBuffer_Release(&view)
         return n
 
+    def send_fastopen(self, uint64_t h, data, uint32_t flags, addr, uint16_t port):
+        """sendto() with MSG_FASTOPEN: connect with the data in the SYN where a cookie allows it. Bytes taken; BlockingIOError(EINPROGRESS)
+        if the handshake runs without data."""
+        cdef Py_buffer view
+        cdef tcb_t* sk
+        cdef int64_t n
+        cdef uint32_t a = undotted(addr)
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            sk = self._enter(h)
+            n = tcp_sendmsg_to(self.e, sk, <const uint8_t*> view.buf, view.len, flags, a, port)
+            self._leave(<int> n if n < 0 else 0, f"sendto {addr}:{port}")
+        finally:
+            PyBuffer_Release(&view)
+        return n
+
+    def recv_stamped(self, uint64_t h, buffer, uint32_t flags=0):
+        """As recv_into; (bytes, wall-clock ns at which the last of them arrived, bytes that are left)."""
+        cdef Py_buffer view
+        cdef int64_t got
+        cdef ns_t stamp = 0
+        cdef int64_t left = 0
+        cdef tcb_t* sk
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            sk = self._enter(h)
+            got = tcp_recvmsg_ts(self.e, sk, <uint8_t*> view.buf, <size_t> view.len, flags, 0, &stamp)
+            if got >= 0:
+                left = user_ioctl(self.e, sk, 0x541b)
+            self._leave(<int> got if got < 0 else 0, "recvmsg")
+        finally:
+            PyBuffer_Release(&view)
+        return got, (stamp + self.e.wall_offset if stamp else 0), left
+
+    def take_error(self, uint64_t h):
+        """The oldest entry of the error queue: (errno, origin, type, code, info, data, wall-clock ns). BlockingIOError if it is empty."""
+        cdef reqext_t x
+        cdef idx_t i
+        cdef tcb_t* sk = self._enter(h)
+        i = sk.errq_head
+        if i:
+            x = ext_at(self.e, i)[0]
+            sk.errq_head = x.next
+            if x.next == 0:
+                sk.errq_tail = 0
+            pool_free(&self.e.ext, i)
+        self._leave(0 if i else -E_AGAIN, "the error queue is empty")
+        return x.ee_errno, x.ee_origin, x.ee_type, x.ee_code, x.ee_info, x.ee_data, x.ee_time
+
+    def receive_options(self, uint64_t h):
+        """(SO_TIMESTAMPING flags, SO_TIMESTAMP, SO_TIMESTAMPNS, TCP_INQ) of a socket: what recvmsg adds."""
+        cdef tcb_t* sk = self._enter(h)
+        cdef uint32_t ts = sk.tsflags
+        cdef uint32_t f = sk.sflags
+        self._leave(0, None)
+        return ts, bool(f & SF_TIMESTAMP), bool(f & SF_TIMESTAMPNS), bool(f & SF_INQ)
+
     def recv(self, uint64_t h, n, uint32_t flags=0):
         """Up to n bytes; b"" at the end of the stream; BlockingIOError if there is nothing yet."""
         cdef size_t size = n

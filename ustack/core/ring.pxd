@@ -42,6 +42,8 @@ cdef inline int ring_resize_(ring_t* r, uint32_t base_seq, uint32_t used_span, u
     cdef uint32_t n
     if buf == NULL:
         return -E_NOMEM
+    if r.size == 0:
+        used_span = 0                   # a SYN counts in the span and has no byte
     while used_span != 0:
         n = u32_min(r.size - (base_seq & (r.size - 1)), size - (base_seq & (size - 1)))
         n = u32_min(n, used_span)
