@@ -17,12 +17,19 @@ from .. import services
 from .._socket import Socket
 from ..control import ControlServer
 from ..links.base import Link
-from ..links.raw import RawLink
 from ..links.tun import TunLink
 from ..stack import Stack
 from . import INTERRUPTED, MACHINE
 
 _PORTS = {"http": 80, "echo": 7, "discard": 9, "chargen": 19}
+
+
+def _link(tun: str, raw: str | None) -> Link:
+    if raw is None:
+        return TunLink(tun)
+    from ..links.raw import RawLink
+
+    return RawLink(raw)
 
 
 @click.command()
@@ -56,7 +63,7 @@ def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, ra
         settings[key] = value
     number = _PORTS[service] if port is None else port
     try:
-        link: Link = RawLink(raw) if raw else TunLink(tun)
+        link = _link(tun, raw)
         stack = Stack(link, address, sysctl=settings, seed=seed.encode() if seed else None, mtu=mtu, name=name or raw or tun)
         listener = stack.create_server((address.partition("/")[0], number), backlog=backlog)
         control = ControlServer(stack)
