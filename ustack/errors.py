@@ -26,6 +26,8 @@ class StackStopped(OSError):
 
 def failure(number: int, what: str | None) -> OSError:
     """The exception for a Linux errno: "strerror: what was tried (what to do)"; Python picks the subclass by errno."""
+    if number == errno.EAGAIN:      # the everyday answer of a non-blocking call
+        return BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
     text = os.strerror(number)
     if what:
         text = f"{text}: {what}"

@@ -64,6 +64,7 @@ cdef struct dev_t:
     int fd                      # -1: none
     bint ether
     bint vnet
+    bint gso                    # super-segments and open checksums may go out (needs vnet)
     int failed                  # errno that ended reading
     uint32_t net                # ether: the on-link prefix; others go through gateway (0: everything is on link)
     uint32_t mask
@@ -283,7 +284,7 @@ cdef void dev_send_frame(dev_t* d, engine_t* e, txframe_t* f, ns_t now) noexcept
     cdef uint32_t n
     cdef uint32_t ihl
     cdef int k = 3
-    if not d.vnet:
+    if not d.gso:
         for i in range(tx_segs(f)):
             n = tx_segment(f, i, d.seg)
             dev_send_packet(d, e, d.seg, n, now)

@@ -226,6 +226,21 @@ cdef class Engine:
             raise failure(-err, what)
         return 0
 
+    cdef bint _done(self, tcb_t* sk, int err) noexcept:
+        """Unlock after a call that may change what the socket's descriptor shows without waking anyone. True: it failed."""
+        cdef bint shown = sk.sflags & SF_HAS_FD
+        cdef idx_t i = sk.idx
+        release(self.e, &self.s)
+        if shown:
+            mirror_sync(self.mirrors, self.e, &self.s, &i, 1)
+        return err < 0
+
+    cdef int _leave_fd(self, tcb_t* sk, int err, str what) except -1:
+        """_done, and raise if err is a negative errno."""
+        if self._done(sk, err):
+            raise failure(-err, what)
+        return 0
+
     def advance(self, now):
         """Tell the engine the time without running timers; user calls that follow happen then."""
         cdef ns_t t = now
@@ -250,12 +265,15 @@ cdef class Engine:
     def bind(self, uint64_t h, addr, uint16_t port):
         cdef uint32_t a = undotted(addr)
         cdef tcb_t* sk = self._enter(h)
-        self._leave(user_bind(self.e, sk, a, port), f"bind to {addr or '0.0.0.0'}:{port}")
+        cdef int err = user_bind(self.e, sk, a, port)
+        release(self.e, &self.s)
+        if err:
+            raise failure(-err, f"bind to {addr or '0.0.0.0'}:{port}")
 
     def listen(self, uint64_t h, backlog):
         cdef int64_t n = backlog
         cdef tcb_t* sk = self._enter(h)
-        self._leave(user_listen(self.e, sk, n), "listen")
+        self._leave_fd(sk, user_listen(self.e, sk, n), "listen")
 
     def accept(self, uint64_t h):
         """(handle, (address, port)) of the oldest connection in the accept queue."""
@@ -264,30 +282,33 @@ cdef class Engine:
         cdef uint64_t ch = 0
         cdef uint32_t a = 0
         cdef uint16_t port = 0
+        cdef tcb_t* born
         cdef int err = user_accept(self.e, sk, &child)
         if err == 0:
-            sk = sk_at(self.e, child)
-            ch = sk_handle(self.e, sk)
-            a = sk.en.faddr
-            port = sk_fport(sk)
-        self._leave(err, "accept")
+            born = sk_at(self.e, child)
+            ch = sk_handle(self.e, born)
+            a = born.en.faddr
+            port = sk_fport(born)
+        self._leave_fd(sk, err, "accept")
         return ch, (dotted(a), port)
 
     def connect(self, uint64_t h, addr, uint16_t port):
         """Start (or ask after) a connection; BlockingIOError(EINPROGRESS, EALREADY) while the handshake runs."""
         cdef uint32_t a = undotted(addr)
         cdef tcb_t* sk = self._enter(h)
-        self._leave(user_connect(self.e, sk, a, port), f"connect to {addr}:{port}")
+        cdef int err = user_connect(self.e, sk, a, port)
+        if self._done(sk, err):
+            raise failure(-err, f"connect to {addr}:{port}")
 
     def connect_result(self, uint64_t h):
         """After EINPROGRESS: returns when connected, BlockingIOError while pending, else the connection's error."""
         cdef tcb_t* sk = self._enter(h)
-        self._leave(user_connect_result(self.e, sk, -E_INPROGRESS), "connect")
+        self._leave_fd(sk, user_connect_result(self.e, sk, -E_INPROGRESS), "connect")
 
     def disconnect(self, uint64_t h):
         """connect() to AF_UNSPEC."""
         cdef tcb_t* sk = self._enter(h)
-        self._leave(user_disconnect(self.e, sk), "disconnect")
+        self._leave_fd(sk, user_disconnect(self.e, sk), "disconnect")
 
     def send(self, uint64_t h, data, uint32_t flags=0):
         """Bytes taken; BlockingIOError if none could be."""
@@ -298,7 +319,7 @@ cdef class Engine:
         try:
             sk = self._enter(h)
             n = tcp_sendmsg(self.e, sk, <const uint8_t*> view.buf, <size_t> view.len, flags)
-            self._leave(<int> n if n < 0 else 0, "send")
+            self._leave_fd(sk, <int> n if n < 0 else 0, "send")
         finally:
             PyBuffer_Release(&view)
         return n
@@ -377,7 +398,7 @@ cdef class Engine:
         out = PyBytes_FromStringAndSize(NULL, size)
         sk = self._enter(h)
         got = tcp_recvmsg(self.e, sk, <uint8_t*> PyBytes_AS_STRING(out), size, flags)
-        self._leave(<int> got if got < 0 else 0, "recv")
+        self._leave_fd(sk, <int> got if got < 0 else 0, "recv")
         return out if <size_t> got == size else out[:got]
 
     def recv_into(self, uint64_t h, buffer, uint32_t flags=0, n=0):
@@ -393,14 +414,14 @@ cdef class Engine:
                 size = n
             sk = self._enter(h)
             got = tcp_recvmsg(self.e, sk, <uint8_t*> view.buf, size, flags)
-            self._leave(<int> got if got < 0 else 0, "recv")
+            self._leave_fd(sk, <int> got if got < 0 else 0, "recv")
         finally:
             PyBuffer_Release(&view)
         return got
 
     def shutdown(self, uint64_t h, int how):
         cdef tcb_t* sk = self._enter(h)
-        self._leave(user_shutdown(self.e, sk, how), "shutdown")
+        self._leave_fd(sk, user_shutdown(self.e, sk, how), "shutdown")
 
     def close(self, uint64_t h, bint wait=False):
         """End the handle. With wait (a lingering close): returns the nanoseconds the caller may wait for `lingering` to become False
@@ -430,7 +451,9 @@ cdef class Engine:
         cdef const uint8_t* p = <const uint8_t*> PyBytes_AS_STRING(raw)
         cdef uint32_t n = <uint32_t> len(raw)
         cdef tcb_t* sk = self._enter(h)
-        self._leave(user_setsockopt(self.e, sk, level, name, p, n), f"setsockopt({level}, {name})")
+        cdef int err = user_setsockopt(self.e, sk, level, name, p, n)
+        if self._done(sk, err):
+            raise failure(-err, f"setsockopt({level}, {name})")
 
     def getsockopt(self, uint64_t h, int level, int name, buflen=4):
         """The option's bytes, at most buflen."""
@@ -440,7 +463,8 @@ cdef class Engine:
         cdef tcb_t* sk = self._enter(h)
         memset(out, 0, n)
         err = user_getsockopt(self.e, sk, level, name, out, &n)
-        self._leave(err, f"getsockopt({level}, {name})")
+        if self._done(sk, err):
+            raise failure(-err, f"getsockopt({level}, {name})")
         return PyBytes_FromStringAndSize(<char*> out, n)
 
     def getsockname(self, uint64_t h):

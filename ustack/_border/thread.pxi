@@ -227,15 +227,16 @@ cdef class Loop:
     """The loop of one engine thread: run() returns after stop(). fd: the link's descriptor (non-blocking), -1 for none.
 
     kind: "ip" (one IPv4 packet per read and write) or "ether" (Ethernet frames; mac, network and gateway are the link's).
-    vnet: a virtio_net_hdr stands in front of each packet. stages: Impairments, the one next to the stack first.
+    vnet: a virtio_net_hdr stands in front of each packet; gso: super-segments and open checksums may go out.
+    stages: Impairments, the one next to the stack first.
     """
 
     cdef loop_t* l
     cdef readonly Engine engine
     cdef readonly tuple stages
 
-    def __cinit__(self, Engine engine not None, int fd, int wake_fd, *, kind="ip", bint vnet=False, mac=None, network=None,
-                  gateway=None, stages=()):
+    def __cinit__(self, Engine engine not None, int fd, int wake_fd, *, kind="ip", bint vnet=False, bint gso=False, mac=None,
+                  network=None, gateway=None, stages=()):
         cdef uint32_t i
         cdef bytes raw
         cdef Impairment one
@@ -257,6 +258,7 @@ cdef class Loop:
         self.l.mirrors = engine.mirrors
         self.l.dev.fd = fd
         self.l.dev.vnet = vnet
+        self.l.dev.gso = vnet and gso
         self.l.dev.ether = kind == "ether"
         if self.l.dev.ether:
             raw = bytes(mac)

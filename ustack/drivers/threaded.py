@@ -40,8 +40,8 @@ class ThreadedDriver:
         port = link.open(stack)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.loop = _fastpath.Loop(
-            engine, port.fd, self._wake, kind=port.kind, vnet=port.vnet, mac=port.mac, network=port.network,
-            gateway=port.gateway, stages=tuple(port.stages),
+            engine, port.fd, self._wake, kind=port.kind, vnet=port.vnet, gso=port.gso, mac=port.mac,
+            network=port.network, gateway=port.gateway, stages=tuple(port.stages),
         )
         self._thread = threading.Thread(target=self.loop.run, name=f"ustack {stack.name}", daemon=True)
         self._dead = False

@@ -24,12 +24,14 @@ class Port:
     fd       non-blocking; one read() or write() is one packet.
     kind     "ip": IPv4 packets; "ether": Ethernet frames (then mac, and for neighbours network and gateway).
     vnet     a virtio_net_hdr stands in front of each packet, both ways.
+    gso      super-segments and open checksums may go out (needs vnet).
     stages   impairments, the one next to the stack first.
     """
 
     fd: int
     kind: str = "ip"
     vnet: bool = False
+    gso: bool = False
     mac: bytes | None = None
     network: tuple[str, int] | None = None
     gateway: str | None = None

@@ -102,8 +102,7 @@ class TunLink(Link):
             raise OSError(errno.EBADF, "this TunLink was closed: make a new one")
         if self.offload and not offload:
             self._set_offload(self._device.fileno(), False)
-            fcntl.ioctl(self._device.fileno(), TUNSETOFFLOAD, 0)
-        return Port(self._device.fileno(), vnet=self.offload)
+        return Port(self._device.fileno(), vnet=self.offload, gso=self.offload and offload)
 
     def fileno(self) -> int:
         return -1 if self._device is None else int(self._device.fileno())
