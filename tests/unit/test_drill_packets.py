@@ -278,7 +278,8 @@ def test_parts_of_a_super_segment() -> None:
         same(whole, emitted("> FW. 1:1001(1000) ack 1", flow()), flow(), part=Part(0, True, False))
     with pytest.raises(Difference, match="CWR"):
         same(whole, emitted("> W. 1001:2001(1000) ack 1", flow()), flow(), part=Part(1000, False, False))
-    same("> . 1:2501(2500) ack 1", emitted("> P. 1:1001(1000) ack 1", flow()), flow(), part=Part(0, True, False))
+    piece = emitted("> P. 1:1001(1000) ack 1", flow())
+    same("> . 1:2501(2500) ack 1", piece, flow(), part=Part(0, True, False))
     with pytest.raises(Difference, match="PSH"):
         same("> . 1:2501(2500) ack 1", emitted("> P. 2001:2501(500) ack 1", flow()), flow(),
              part=Part(2000, False, True))
