@@ -141,15 +141,19 @@ class Stack:
         """The rows of `ss ARGS`: {"state", "recvq", "sendq", "local", "peer", "info"}."""
         from ustack.observe import ss
 
-        return ss.rows(_fastpath.dump(self.engine), args)
+        return ss.rows(self._dump(), args)
 
     def requests(self, listener: Socket | None = None) -> list[dict[str, Any]]:
         """Every half-open connection (of one listener): age, retransmissions, next expiry, young or old, options."""
-        rows = [r for r in _fastpath.dump(self.engine) if r["kind"] == "req"]
+        rows = [r for r in self._dump() if r["kind"] == "req"]
         if listener is not None:
             addr, port = listener.getsockname()
             rows = [r for r in rows if r["lport"] == port and addr in ("0.0.0.0", r["laddr"])]
         return rows
+
+    def _dump(self) -> list[dict[str, Any]]:
+        self._driver.before_call()
+        return _fastpath.dump(self.engine)
 
     def pools(self) -> dict[str, int]:
         """Objects in use per pool; what a leak check compares."""

@@ -43,7 +43,7 @@ from .recording import (
 from .report import Difference, Result, differs, passed, skipped
 from .symbols import Numbers, Ports, Unresolved, rewrite
 from .target import SetupError, Target
-from .timing import lateness, may_fall_after
+from .timing import lateness, may_fall_after, still_unread
 from .values import BadValue
 from .varies import READING, SPREAD, Variation
 
@@ -333,6 +333,8 @@ class Run:
                 self.differ(missing, "packet", wire.describe(missing.packet), "nothing")
             for e in flow.got[len(flow.expected):][:1]:
                 if e.trigger is None and may_fall_after(e.at, end, flow.events):
+                    continue
+                if e.trigger is not None and still_unread(e.at, end):
                     continue
                 why = f"a timer at {e.at / 1e9:.6f} s" if e.trigger is None else e.trigger
                 self.differ(None, "packet", f"nothing more to {flow.label}",

@@ -82,3 +82,8 @@ def timer_fault(at: int, recorded: int, events: Events) -> str | None:
 def may_fall_after(at: int, end: int, events: Events) -> bool:
     """Could the kernel have sent this timer's packet only after the recording ended?"""
     return at + lateness(events.first(), at) + events.drift() >= end
+
+
+def still_unread(at: int, end: int) -> bool:
+    """Could an answer given at `at` have been on its way to the lab's reading thread when the recording ended?"""
+    return at + LATENCY >= end
