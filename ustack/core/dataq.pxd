@@ -12,7 +12,7 @@ from ustack.core.delack cimport TCP_MAX_QUICKACKS, inet_csk_schedule_ack, tcp_en
 from ustack.core.ofo cimport tcp_data_queue_ofo, tcp_dsack_set, tcp_ofo_queue, tcp_sack_remove
 from ustack.core.prune cimport tcp_try_rmem_schedule
 from ustack.core.rcvfin cimport tcp_fin
-from ustack.core.rcvq cimport frame_truesize, rcv_prepare, rq_eat, tcp_queue_rcv
+from ustack.core.rcvq cimport rcv_prepare, rq_eat, seg_truesize, tcp_queue_rcv
 from ustack.core.rcvwin cimport tcp_data_ready, tcp_fast_path_check, tcp_receive_window
 from ustack.core.seqno cimport after, before
 from ustack.core.skmem cimport sk_forced_mem_schedule
@@ -74,7 +74,7 @@ cdef inline int out_of_window_(tcb_t* sk, int reason) noexcept nogil:
 
 cdef inline int queue_and_out_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     # In sequence and in window (a part before rcv_nxt is a duplicate): take it, then what it makes contiguous.
-    cdef int32_t size = frame_truesize(s.ip_len)
+    cdef int32_t size = seg_truesize(s)
     if rcv_prepare(e, sk, s) < 0:
         return DROP_POOL_RCV
     if not tcp_try_rmem_schedule(e, sk, s, size):

@@ -11,7 +11,7 @@ from ustack.core.types cimport (
     uint16_t, uint32_t, uint8_t,
 )
 from ustack.core.output cimport tcp_send_ack
-from ustack.core.rcvq cimport frame_truesize
+from ustack.core.rcvq cimport TRUESIZE_HEAD, seg_in_pages, seg_truesize
 from ustack.core.rcvwin cimport (
     RMEM_TO_WIN_SHIFT, TCP_MIN_MSS, TCP_MSS_DEFAULT, __tcp_select_window, tcp_full_space, tcp_grow_window,
     tcp_rcv_rtt_measure, tcp_set_window_clamp,
@@ -97,7 +97,7 @@ cdef inline void tcp_measure_rcv_mss(engine_t* e, tcb_t* sk, const seg_t* s) noe
     sk.last_seg_size = 0
     if n >= sk.rcv_mss:
         if n != sk.rcv_mss:
-            rescale_(e, sk, s.len, <uint32_t> frame_truesize(s.ip_len))
+            rescale_(e, sk, s.len, <uint32_t> seg_truesize(s))
         sk.rcv_mss = <uint16_t> u32_min(n, sk.advmss)
         if s.flags & TH_PSH:
             sk.ack_pending |= ICSK_ACK_PUSHED
@@ -161,9 +161,9 @@ cdef inline void tcp_event_data_recv(engine_t* e, tcb_t* sk, const seg_t* s) noe
 
 cdef inline int grow_truesize_(const seg_t* s) noexcept nogil:
     # The head of a frame whose payload is all in pages does not count against growth.
-    cdef int size = frame_truesize(s.ip_len)
-    if s.ip_len > 4031 and size - 832 >= <int> s.len:
-        return size - 832
+    cdef int size = seg_truesize(s)
+    if seg_in_pages(s) and size - TRUESIZE_HEAD >= <int> s.len:
+        return size - TRUESIZE_HEAD
     return size
 
 

@@ -25,7 +25,7 @@ from ustack.core.loss cimport tcp_retrans_stamp_cleanup
 from ustack.core.metrics cimport tcp_update_metrics
 from ustack.core.output cimport tcp_data_snd_check, tcp_send_fin
 from ustack.core.rcvfin cimport tcp_reset
-from ustack.core.rcvq cimport frame_truesize, rcv_prepare, tcp_queue_rcv
+from ustack.core.rcvq cimport rcv_prepare, seg_truesize, tcp_queue_rcv
 from ustack.core.rcvwin cimport (
     tcp_data_ready, tcp_fast_path_on, tcp_initialize_rcv_mss, tcp_rcv_rtt_measure_ts, tcp_receive_window,
 )
@@ -127,7 +127,7 @@ cdef inline int tcp_rcv_established(engine_t* e, tcb_t* sk, seg_t* s) noexcept n
             predicted_ack_(e, sk, s)
             return DROP_NONE
         if not after(s.end_seq, sk.rcv_nxt + tcp_receive_window(sk)):
-            if frame_truesize(s.ip_len) > sk.fwd_alloc:
+            if seg_truesize(s) > sk.fwd_alloc:
                 return established_text_(e, sk, s)
             if rcv_prepare(e, sk, s) == 0:
                 predicted_data_(e, sk, s)

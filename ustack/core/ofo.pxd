@@ -5,7 +5,7 @@
 # first; blocks are disjoint. Called by dataq and input.
 
 from ustack.core.types cimport (
-    DROP_NONE, DROP_PROTO_MEM, DROP_TCP_OFOMERGE, DROP_TCP_OFO_DROP, TH_FIN, idx_t, sackblk_t, seg_t, uint32_t,
+    DROP_NONE, DROP_PROTO_MEM, DROP_TCP_OFOMERGE, DROP_TCP_OFO_DROP, idx_t, sackblk_t, seg_t, uint32_t,
 )
 from ustack.core.delack cimport (
     grow_truesize_, inet_csk_schedule_ack, tcp_data_ecn_check, tcp_measure_rcv_mss, tcp_sack_compress_send_ack,
@@ -14,7 +14,7 @@ from ustack.core.ofotree cimport ofo_floor, ofo_link, ofo_unlink
 from ustack.core.prune cimport tcp_try_rmem_schedule
 from ustack.core.rcvfin cimport tcp_fin
 from ustack.core.rcvq cimport (
-    frame_frags, frame_truesize, rcv_charge, rcv_free_record, rcv_record, rcv_ring_store, rq_append, rr_try_coalesce,
+    rcv_charge, rcv_free_record, rcv_record, rcv_ring_store, rq_append, rr_fill, rr_try_coalesce, seg_truesize,
     tcp_rcv_nxt_update,
 )
 from ustack.core.rcvwin cimport tcp_grow_window, tcp_rcvbuf_grow
@@ -187,12 +187,7 @@ cdef inline void ofo_drop_covered_(engine_t* e, tcb_t* sk, idx_t i) noexcept nog
 cdef inline bint ofo_coalesce_(engine_t* e, tcb_t* sk, idx_t to, const seg_t* s) noexcept nogil:
     # Append the segment to the record that ends where it begins.
     cdef rrec_t tmp
-    tmp.seq = s.seq
-    tmp.end_seq = s.end_seq
-    tmp.fin = 1 if s.flags & TH_FIN else 0
-    tmp.frags = frame_frags(s.ip_len)
-    tmp.truesize = frame_truesize(s.ip_len)
-    tmp.tstamp = e.now
+    rr_fill(e, &tmp, s)
     if not rr_try_coalesce(e, sk, to, &tmp):
         return False
     rcv_ring_store(sk, s, s.seq, s.seq)
@@ -239,7 +234,7 @@ cdef inline int tcp_data_queue_ofo(engine_t* e, tcb_t* sk, const seg_t* s) noexc
     """Queue a segment beyond a hole. rcv_prepare has said yes. A drop reason, or 0."""
     cdef idx_t placed
     cdef int reason
-    cdef int size = frame_truesize(s.ip_len)
+    cdef int size = seg_truesize(s)
     tcp_data_ecn_check(sk, s)
     if not tcp_try_rmem_schedule(e, sk, s, size):
         mib_inc(&e.stats, MIB_TcpExtTCPOFODrop)

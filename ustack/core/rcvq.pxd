@@ -23,47 +23,40 @@ cdef enum:
     TRUESIZE_HEAD = 832             # sk_buff, shared info and the smallest head
     MAX_SKB_FRAGS = 17
     FRAME_LINEAR_MAX = 4031         # a longer frame has its payload in pages
+    FRAME_OVERHEAD = 640            # sk_buff, headroom and shared info beside the area for the frame
+    GOOD_LINEAR = 3712              # frame bytes that fit into a page with headroom and shared info
 
 
-# ---- what a frame counts -------------------------------------------------------------------------------------------
-cdef inline int32_t frame_truesize(uint32_t n) noexcept nogil:
-    """Memory of a received frame of n bytes (IP header included)."""
+# ---- what a frame counts ---------------------------------------------------------------------------------------------
+cdef inline uint32_t head_room_(uint32_t n) noexcept nogil:
+    # Payload area of the linear buffer that a frame of n bytes gets.
     if n <= 192:
-        return TRUESIZE_HEAD
+        return 192
     if n <= 640:
-        return 1280
+        return 640
     if n <= 1664:
-        return 2304
-    if n <= 3712:
-        return 4352
+        return 1664
+    if n <= GOOD_LINEAR:
+        return GOOD_LINEAR
+    return 7808
+
+
+cdef inline int32_t seg_truesize(const seg_t* s) noexcept nogil:
+    """Memory that a received frame counts, by its length (IP header included). A long one has its payload in pages, one that a link
+    merged from several segments (gso_size) begins with a full page of linear buffer."""
+    cdef uint32_t n = s.ip_len
     if n <= FRAME_LINEAR_MAX:
-        return 8448
+        return <int32_t> (head_room_(n) + FRAME_OVERHEAD)
+    if s.gso_size:
+        return <int32_t> (GOOD_LINEAR + FRAME_OVERHEAD + (((n - GOOD_LINEAR + 4095) >> 12) << 12))
     return TRUESIZE_HEAD + <int32_t> (((n + 4095) >> 12) << 12)
 
 
-cdef inline uint32_t frame_room(uint32_t n) noexcept nogil:
-    """Bytes that can still be appended to such a frame's head."""
-    if n <= 192:
-        return 192 - n
-    if n <= 640:
-        return 640 - n
-    if n <= 1664:
-        return 1664 - n
-    if n <= 3712:
-        return 3712 - n
-    if n <= FRAME_LINEAR_MAX:
-        return 7808 - n
-    return 0
-
-
-cdef inline uint8_t frame_frags(uint32_t n) noexcept nogil:
-    """Page fragments: blocks of up to eight pages."""
-    cdef uint32_t pages
+cdef inline uint8_t page_frags_(uint32_t n) noexcept nogil:
+    # Page fragments of n bytes: blocks of up to eight pages.
+    cdef uint32_t pages = (n + 4095) >> 12
     cdef uint8_t frags = 0
     cdef uint32_t order = 3
-    if n <= FRAME_LINEAR_MAX:
-        return 0
-    pages = (n + 4095) >> 12
     while pages:
         while order and pages < <uint32_t> 1 << order:
             order -= 1
@@ -72,8 +65,20 @@ cdef inline uint8_t frame_frags(uint32_t n) noexcept nogil:
     return frags
 
 
-cdef inline int32_t seg_truesize(const seg_t* s) noexcept nogil:
-    return frame_truesize(s.ip_len)
+cdef inline bint seg_in_pages(const seg_t* s) noexcept nogil:
+    """All of its payload is in page fragments."""
+    return s.ip_len > FRAME_LINEAR_MAX and s.gso_size == 0
+
+
+cdef inline void rr_fill(engine_t* e, rrec_t* r, const seg_t* s) noexcept nogil:
+    """What a record for this segment says; links are not touched."""
+    r.seq = s.seq
+    r.end_seq = s.end_seq
+    r.truesize = seg_truesize(s)
+    r.room = head_room_(s.ip_len) - s.ip_len if s.ip_len <= FRAME_LINEAR_MAX else 0
+    r.frags = page_frags_(s.ip_len) if seg_in_pages(s) else 0
+    r.fin = 1 if s.flags & TH_FIN else 0
+    r.tstamp = e.now
 
 
 cdef inline uint32_t rr_len(const rrec_t* r) noexcept nogil:
@@ -132,14 +137,7 @@ cdef inline int rcv_prepare(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nog
 cdef inline idx_t rcv_record(engine_t* e, const seg_t* s) noexcept nogil:
     """A record for a segment, in no queue and not charged. rcv_prepare has said yes."""
     cdef idx_t i = pool_alloc(&e.rrec)
-    cdef rrec_t* r = rr_at(e, i)
-    r.seq = s.seq
-    r.end_seq = s.end_seq
-    r.truesize = frame_truesize(s.ip_len)
-    r.room = frame_room(s.ip_len)
-    r.frags = frame_frags(s.ip_len)
-    r.fin = 1 if s.flags & TH_FIN else 0
-    r.tstamp = e.now
+    rr_fill(e, rr_at(e, i), s)
     return i
 
 
@@ -230,12 +228,7 @@ cdef inline bint tcp_queue_rcv(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     cdef rrec_t tmp
     cdef idx_t i
     rcv_ring_store(sk, s, s.seq, sk.rcv_nxt)
-    tmp.seq = s.seq
-    tmp.end_seq = s.end_seq
-    tmp.fin = 1 if s.flags & TH_FIN else 0
-    tmp.frags = frame_frags(s.ip_len)
-    tmp.truesize = frame_truesize(s.ip_len)
-    tmp.tstamp = e.now
+    rr_fill(e, &tmp, s)
     if rr_try_coalesce(e, sk, sk.rq_tail, &tmp):
         tcp_rcv_nxt_update(sk, s.end_seq)
         return True
