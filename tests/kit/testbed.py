@@ -10,20 +10,26 @@
         ''')
 
 A line is `TIME [PORT] DIRECTION FLAGS SEQ [words] [<options>] [! REASON] [# remark]`.
-TIME: seconds. `<` goes into the stack, `>` must come out of it at exactly that time, in this order per peer port.
-PORT: the peer's port, 1000 if left out; each port is a connection of its own. FLAGS: S F R P . (ACK) U E W (CWR) A (AE), `-` = none.
-SEQ: `begin`, or `begin(length)`, or `begin:end`; payload comes with the length. Numbers are relative: the peer's to its `isn` (10000), the stack's
-to the ISN of its last SYN-ACK on that port; `=n` is an absolute number. Words: `ack N`, `win N`, `urg N`, `tos N`, `ttl N`, `id N`.
-Options as shown; TSval and TSecr of the stack are relative to its first TSval on the port (`TS val ecr`). What an expected line does not name is
-not compared, except flags, seq, and the options if `<...>` is there. `! REASON` on a `<` line: dropped for this reason, and for `! taken` for none.
-`quiet`: nothing comes out up to that time. `count NAME+1 ...`: changes of nstat counters since the last count line; `count` alone: none changed.
-Every packet that comes out must be expected by a line, and its checksums are verified.
+
+TIME    seconds. `<` goes into the stack, `>` must come out of it at exactly that time, in order per port.
+PORT    the peer's port, 1000 if left out; each port is a connection of its own.
+FLAGS   S F R P . (ACK) U E W (CWR) A (AE), `-` = none.
+SEQ     `begin`, `begin(length)` or `begin:end`; payload comes with the length. Numbers are relative: the
+        peer's to its `isn` (10000), the stack's to the ISN of its last SYN-ACK on the port; `=n` is n itself.
+words   `ack N`, `win N`, `urg N`, `tos N`, `ttl N`, `id N` (`id nz`: not 0).
+options as shown; `TS val ecr`: the stack's TSval, and outside a SYN the peer's echo of it, are relative to
+        the stack's first TSval on the port. Others: `sack a b`, `fo HEX`, `md5`, `eol`, `KIND:HEX`.
+REASON  on a `<` line: the packet is dropped for this reason; `taken`: for none.
+
+An expected line is compared in flags, numbers and length, and in what it names besides; options only if
+`<...>` is there. `TIME quiet`: nothing comes out up to then. `count NAME+1 ...`: what nstat changed since
+the last count line; `count` alone: nothing. Every packet that comes out must be expected; its checksums are
+verified.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +40,22 @@ from ustack import Stack, VirtualClock
 SERVER = "192.0.2.1"
 PEER = "192.0.2.2"
 ISN = 10000
-FLAGS = {"S": 0x02, "F": 0x01, "R": 0x04, "P": 0x08, ".": 0x10, "U": 0x20, "E": 0x40, "W": 0x80, "A": 0x100, "-": 0}
+FLAGS = {
+    "S": 0x02,
+    "F": 0x01,
+    "R": 0x04,
+    "P": 0x08,
+    ".": 0x10,
+    "U": 0x20,
+    "E": 0x40,
+    "W": 0x80,
+    "A": 0x100,
+    "-": 0,
+}
 # nstat counters that every packet changes; the `count` line leaves them out
-NOISE = re.compile(r"^(Ip(InReceives|InDelivers|OutRequests|OutTransmits)|IpExt(In|Out)\w*Octets|IpExtIn\w+Pkts|TcpInSegs|TcpOutSegs)$")
+NOISE = re.compile(
+    r"^(Ip(InReceives|InDelivers|OutRequests|OutTransmits)|IpExt(In|Out)\w*Octets|IpExtIn\w+Pkts|TcpInSegs|TcpOutSegs)$"
+)
 
 
 @dataclass
@@ -62,13 +81,24 @@ LINE = re.compile(
 )
 
 
+def timestamp(options: list[Any]) -> tuple[int, int] | None:
+    return next((v for k, v in options if k == "Timestamp"), None)
+
+
 class Testbed:
     """One stack with a listener on port 80 (backlog=None: none), driven by lines."""
 
     __test__ = False
 
-    def __init__(self, *, backlog: int | None = 128, sysctl: dict[str, Any] | None = None, address: str = SERVER + "/24",
-                 seed: int = 1, **kw: Any) -> None:
+    def __init__(
+        self,
+        *,
+        backlog: int | None = 128,
+        sysctl: dict[str, Any] | None = None,
+        address: str = SERVER + "/24",
+        seed: int = 1,
+        **kw: Any,
+    ) -> None:
         self.clock = VirtualClock(wall=1_700_000_000_000_000_000)
         self.stack = Stack(None, address, clock=self.clock, sysctl=sysctl or {}, seed=seed, **kw)
         self.flows: dict[int, Flow] = {}
@@ -90,9 +120,8 @@ class Testbed:
         finally:
             self.stack.close()
 
-    # ---- sockets -----------------------------------------------------------------------------------------------------------
-    def listen(self, port: int, backlog: int, **options: int) -> Any:
-        """A listener; options by (level, name) constants are set before listen()."""
+    # ---- sockets ----------------------------------------------------------------------------------------
+    def listen(self, port: int, backlog: int) -> Any:
         sock = self.stack.socket()
         sock.setsockopt(1, 2, 1)
         sock.bind(("0.0.0.0", port))
@@ -100,7 +129,7 @@ class Testbed:
         sock.listen(backlog)
         return sock
 
-    # ---- packets -----------------------------------------------------------------------------------------------------------
+    # ---- packets ----------------------------------------------------------------------------------------
     def flow(self, port: int) -> Flow:
         return self.flows.setdefault(port, Flow())
 
@@ -122,13 +151,23 @@ class Testbed:
             self.stack._driver.clock.advance(at)
         self.collect()
 
+    def swallow(self, *ports: int) -> None:
+        """Forget what came out so far (of all ports if none is named)."""
+        self.collect()
+        for port, f in self.flows.items():
+            if not ports or port in ports:
+                f.out.clear()
+
     def check_quiet(self, where: str) -> None:
         self.collect()
-        left = {port: [(at / 1e9, p[TCP].sprintf("%TCP.flags%"), self.show(port, p)) for at, p in f.out]
-                for port, f in self.flows.items() if f.out}
+        left = {
+            port: [(at / 1e9, p[TCP].sprintf("%TCP.flags%"), self.show(port, p)) for at, p in f.out]
+            for port, f in self.flows.items()
+            if f.out
+        }
         assert not left, f"{where}: unexpected packets {left}"
 
-    # ---- the dialect -------------------------------------------------------------------------------------------------------
+    # ---- the dialect ------------------------------------------------------------------------------------
     def run(self, script: str) -> None:
         for line in script.splitlines():
             line = line.split("#")[0].strip()
@@ -153,7 +192,11 @@ class Testbed:
 
     def count(self, words: list[str], line: str) -> None:
         now = self.stack.nstat(zeros=True)
-        got = {k: now[k] - self.base.get(k, 0) for k in now if now[k] != self.base.get(k, 0) and not NOISE.match(k)}
+        got = {
+            k: now[k] - self.base.get(k, 0)
+            for k in now
+            if now[k] != self.base.get(k, 0) and not NOISE.match(k)
+        }
         want = {}
         for word in words:
             m = re.match(r"^(\w+)([+-]\d+)$", word)
@@ -162,8 +205,11 @@ class Testbed:
         short = {re.sub(r"^(TcpExt|IpExt|Tcp|Ip)", "", k): v for k, v in got.items()}
         full = {k: v for k, v in want.items() if k in got}
         rest = {k: v for k, v in want.items() if k not in got}
-        seen = {k: got[k] for k in full} | {k: v for k, v in short.items() if k not in
-                                            {re.sub(r"^(TcpExt|IpExt|Tcp|Ip)", "", f) for f in full}}
+        seen = {k: got[k] for k in full} | {
+            k: v
+            for k, v in short.items()
+            if k not in {re.sub(r"^(TcpExt|IpExt|Tcp|Ip)", "", f) for f in full}
+        }
         assert seen == full | rest, f"{line}\n  counted {got}"
         self.base = now
 
@@ -180,18 +226,27 @@ class Testbed:
             assert not late, f"before {line}: unexpected packets of port {p}: {late}"
         f = self.flow(port)
         words = self.words(m)
-        seq = int(m["seq"][1:]) if m["seq"][0] == "=" else f.isn + int(m["seq"])
+        seq = self.number(m["seq"], f.isn)
         length = int(m["len"] or 0) if m["end"] is None else int(m["end"]) - int(m["seq"])
         flags = sum(FLAGS[c] for c in m["flags"])
-        ack = 0
-        if "ack" in words:
-            a = words["ack"]
-            ack = int(a[1:]) if a[0] == "=" else (f.stack_isn or 0) + int(a)
+        ack = self.number(words["ack"], f.stack_isn or 0) if "ack" in words else 0
         packet = bytes(
-            IP(src=self.peer, dst=self.server, tos=int(words.get("tos", "0"), 0), ttl=int(words.get("ttl", "64")))
-            / TCP(sport=port, dport=self.port, flags=flags, seq=seq % 2**32, ack=ack % 2**32,
-                  window=int(words.get("win", "65535")), urgptr=int(words.get("urg", "0")),
-                  options=self.options(m["opts"] or "", f, True))
+            IP(
+                src=self.peer,
+                dst=self.server,
+                tos=int(words.get("tos", "0"), 0),
+                ttl=int(words.get("ttl", "64")),
+            )
+            / TCP(
+                sport=port,
+                dport=self.port,
+                flags=flags,
+                seq=seq,
+                ack=ack,
+                window=int(words.get("win", "65535")),
+                urgptr=int(words.get("urg", "0")),
+                options=self.options(m["opts"] or "", f, True, bool(flags & 2)),
+            )
             / Raw(bytes((i % 26) + 97 for i in range(length)))
         )
         before = self.stack.drops()
@@ -212,20 +267,19 @@ class Testbed:
         tcp = p[TCP]
         if tcp.flags.S:
             f.stack_isn = tcp.seq
-        ts = dict((k, v) for k, v in tcp.options if isinstance(k, str)).get("Timestamp")
+        ts = timestamp(tcp.options)
         if ts and f.tsval is None:
             f.tsval = ts[0]
         shown = f"{t / 1e9:.9f} {self.show(port, p)}"
         want = {"time": at, "flags": sum(FLAGS[c] for c in m["flags"])}
         got = {"time": t, "flags": int(tcp.flags)}
-        base = f.stack_isn or 0
-        want["seq"] = (int(m["seq"][1:]) if m["seq"][0] == "=" else base + int(m["seq"])) % 2**32
+        want["seq"] = self.number(m["seq"], f.stack_isn or 0)
         got["seq"] = tcp.seq
         length = int(m["len"] or 0) if m["end"] is None else int(m["end"]) - int(m["seq"])
         want["len"], got["len"] = length, len(tcp.payload)
         for key, value in self.words(m).items():
             if key == "ack":
-                want[key] = (int(value[1:]) if value[0] == "=" else f.isn + int(value)) % 2**32
+                want[key] = self.number(value, f.isn)
                 got[key] = tcp.ack
             elif key == "id" and value == "nz":
                 assert p.id != 0, f"{line}\n  got {shown}"
@@ -234,10 +288,15 @@ class Testbed:
                 got[key] = {"win": tcp.window, "urg": tcp.urgptr, "tos": p.tos, "ttl": p.ttl, "id": p.id}[key]
         if m["opts"] is not None:
             want["opts"] = bytes(TCP(options=self.options(m["opts"], f, False)))[20:].hex()
-            got["opts"] = bytes(tcp)[20: tcp.dataofs * 4].hex()
+            got["opts"] = bytes(tcp)[20 : tcp.dataofs * 4].hex()
         assert got == want, f"{line}\n  got {shown}"
 
-    def options(self, text: str, f: Flow, inbound: bool) -> list[Any]:
+    @staticmethod
+    def number(text: str, base: int) -> int:
+        """`=n` is n itself, `n` is relative."""
+        return (int(text[1:]) if text[0] == "=" else base + int(text)) % 2**32
+
+    def options(self, text: str, f: Flow, inbound: bool, syn: bool = False) -> list[Any]:
         """`mss 1460,sackOK,TS val ecr,nop,ws 7,fo hex,eol,md5,kind:hex` for scapy."""
         out: list[Any] = []
         for word in filter(None, (w.strip() for w in text.split(","))):
@@ -253,20 +312,21 @@ class Testbed:
             elif k == "ws":
                 out.append(("WScale", int(v)))
             elif k == "TS":
-                val, ecr = (int(x[1:]) if x[0] == "=" else int(x) for x in v.split())
-                base = f.tsval or 0
+                mine, theirs = v.split()
                 if inbound:
-                    ecr = ecr + base if ecr or v.split()[1] == "0+" else 0
+                    base = 0 if syn else f.tsval or 0
+                    out.append(("Timestamp", (int(mine) % 2**32, self.number(theirs, base))))
                 else:
-                    val += base
-                out.append(("Timestamp", (val % 2**32, ecr % 2**32)))
+                    out.append(("Timestamp", (self.number(mine, f.tsval or 0), int(theirs) % 2**32)))
             elif k == "fo":
                 out.append((34, bytes.fromhex(v.strip())))
             elif k == "md5":
                 out.append((19, bytes(16)))
             elif k == "sack":
                 edges = [int(x) for x in v.replace(":", " ").split()]
-                out.append(("SAck", tuple((e + (f.stack_isn or 0) if inbound else e + f.isn) % 2**32 for e in edges)))
+                out.append(
+                    ("SAck", tuple((e + (f.stack_isn or 0) if inbound else e + f.isn) % 2**32 for e in edges))
+                )
             else:
                 kind, _, data = word.partition(":")
                 out.append((int(kind), bytes.fromhex(data)))
@@ -278,22 +338,25 @@ class Testbed:
         letters = "".join(c for c, bit in FLAGS.items() if bit and int(tcp.flags) & bit) or "-"
         seq = (tcp.seq - (f.stack_isn or 0)) % 2**32
         ack = (tcp.ack - f.isn) % 2**32
-        opts = bytes(tcp)[20: tcp.dataofs * 4].hex()
-        return f"{port} > {letters} {seq}({len(tcp.payload)}) ack {ack} win {tcp.window} opts {opts} id {p.id} tos {p.tos} ttl {p.ttl}"
+        opts = bytes(tcp)[20 : tcp.dataofs * 4].hex()
+        ip = f"id {p.id} tos {p.tos} ttl {p.ttl}"
+        return f"{port} > {letters} {seq}({len(tcp.payload)}) ack {ack} win {tcp.window} opts {opts} {ip}"
 
-    # ---- what tests ask --------------------------------------------------------------------------------------------------
-    def connect(self, port: int, at: float | str, opts: str = "mss 1460,sackOK,TS 1000 0,nop,ws 7", data: int = 0) -> None:
-        """A whole handshake at one time, nothing compared; packets of the stack on this port are swallowed."""
+    # ---- what tests ask ---------------------------------------------------------------------------------
+    def connect(
+        self, port: int, at: float | str, opts: str = "mss 1460,sackOK,TS 1000 0,nop,ws 7", data: int = 0
+    ) -> None:
+        """A whole handshake at one time, nothing compared, the SYN-ACK swallowed."""
         t = at if isinstance(at, str) else f"{at:.9f}"
         self.line(f"{t} {port} < S 0 win 65535 <{opts}>")
         f = self.flow(port)
         assert f.out and f.out[-1][1][TCP].flags.S, f"no SYN-ACK for port {port}"
         p = f.out[-1][1]
         f.stack_isn = p[TCP].seq
-        ts = dict((k, v) for k, v in p[TCP].options if isinstance(k, str)).get("Timestamp")
+        ts = timestamp(p[TCP].options)
         f.tsval = ts[0] if ts else None
         f.out.clear()
-        tail = f" <nop,nop,TS 1000 {0}>" if ts else ""
+        tail = " <nop,nop,TS 1000 0>" if ts else ""
         self.line(f"{t} {port} < {'P.' if data else '.'} 1({data}) ack 1 win 512{tail}")
 
     def rows(self, state: str) -> list[dict[str, Any]]:
@@ -301,7 +364,3 @@ class Testbed:
 
     def half_open(self) -> int:
         return len(self.rows("SYN-RECV"))
-
-
-def seq_hex(n: int) -> str:
-    return struct.pack("!I", n % 2**32).hex()

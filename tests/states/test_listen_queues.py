@@ -17,7 +17,7 @@ def test_accept_queue_takes_backlog_plus_one(backlog: int, cookies: int) -> None
     with Testbed(backlog=backlog, sysctl={"net.ipv4.tcp_syncookies": cookies}) as t:
         for i in range(backlog + 1):
             t.connect(1000 + i, 0)
-        t.line("count PassiveOpens+%d CurrEstab+%d TCPPureAcks+%d" % ((backlog + 1,) * 3))
+        t.line(f"count PassiveOpens+{backlog + 1} CurrEstab+{backlog + 1} TCPPureAcks+{backlog + 1}")
         t.run(f"""
             1.0 2000 < S 0 {LINUX} ! TCP_LISTEN_OVERFLOW
             2.0 quiet
@@ -58,7 +58,7 @@ OVERFLOW = f"""
 
 
 def test_third_ack_at_a_full_queue_is_repeated_until_there_is_room() -> None:
-    """E3: the request stays with its timer; the client answers each repeated SYN-ACK; data that comes then makes the child."""
+    """E3: the request stays with its timer; data that comes when there is room makes the child."""
     with Testbed(backlog=1) as t:
         t.connect(1000, 0)
         t.run(OVERFLOW)
@@ -73,9 +73,11 @@ def test_third_ack_at_a_full_queue_is_repeated_until_there_is_room() -> None:
             count ListenOverflows+2 ListenDrops+2 TCPTimeouts+2 RetransSegs+2 TCPSynRetrans+2
         """)
         t.listener.accept()[0].close()
-        t.run("4.0 1000 > F. 1 ack 1\n5.0 1002 < P. 1(10) ack 1 ! taken\n5.0 1002 > . 1 ack 11")
-        peers = [t.listener.accept()[1][1] for _ in range(2)]
-        assert peers == [1001, 1002]
+        t.run(
+            "4.0 1000 > F. 1 ack 1\n4.0 1000 < R 1\n5.0 1002 < P. 1(10) ack 1 ! taken\n5.0 1002 > . 1 ack 11"
+        )
+        accepted = [t.listener.accept() for _ in range(2)]
+        assert [peer[1] for _, peer in accepted] == [1001, 1002]
 
 
 def test_listen_clamps_and_adjusts() -> None:
@@ -128,7 +130,7 @@ def test_close_resets_what_was_not_accepted_and_forgets_requests() -> None:
 
 
 def test_shutdown_of_a_listener() -> None:
-    """A10: as close for the queues; the port stays and listen() works again, also for requests that are still there."""
+    """A10: as close for the queues; the port stays; listen() works again and finds the requests."""
     with Testbed() as t:
         t.run(f"0.0 1001 < S 0 {LINUX}\n0.0 1001 > S. 0 ack 1")
         t.listener.shutdown(1)
@@ -138,7 +140,7 @@ def test_shutdown_of_a_listener() -> None:
         with pytest.raises(OSError) as e:
             t.listener.accept()
         assert e.value.errno == errno.EINVAL
-        assert t.listener.poll() == 0x14
+        assert t.listener.poll() & ~0x100 == 0x14
         t.listener.listen(5)
         t.run("0.5 1001 < . 1 ack 1 ! taken")
         conn, peer = t.listener.accept()
