@@ -242,6 +242,8 @@ cdef inline void engine_loop(engine_t* e) noexcept nogil:
     while i < e.tx_n and budget != 0:
         f = &e.tx[i]
         i += 1
+        if tx_len(f) > LOOP_BUF:
+            continue                    # no IP packet is that long
         if f.flags & TXF_LOCAL:
             n = tx_whole(f, e.loop_buf)
             f.flags |= TXF_GONE

@@ -139,4 +139,7 @@ cdef inline uint32_t tcp_tso_segs(engine_t* e, const tcb_t* sk, uint32_t mss, ui
         bytes += <uint64_t> SK_GSO_MAX_SIZE >> shift
     if bytes > SK_GSO_MAX_SIZE:
         bytes = SK_GSO_MAX_SIZE
+    # Two segments of a huge MSS (loopback) would not fit into one IP packet.
+    if min_segs > 1 and <uint64_t> min_segs * mss > SK_GSO_MAX_SIZE:
+        min_segs = 1
     return u32_min(u32_max(<uint32_t> (bytes / mss), min_segs), 65535)

@@ -23,8 +23,8 @@ from ustack.core.types cimport (
 
 cdef enum:
     RT_LOCAL = 0xffff
-    LOOPBACK_MTU = 65536
     IPV4_MAX_PMTU = 65535
+    LOOPBACK_MTU = IPV4_MAX_PMTU        # the device has 65536, but no packet is larger than this
     E_EXIST = 17
     E_SRCH = 3
     ROUTE_ADD = 1               # EEXIST if the prefix has an entry
