@@ -193,7 +193,7 @@ cdef inline bint child_hash_(engine_t* e, tcb_t* c, idx_t ri) noexcept nogil:
 
 cdef inline void child_ip_options_(engine_t* e, tcb_t* c, const req_t* rq) noexcept nogil:
     # What the SYN-ACK echoed of the SYN's IP options stands in every packet of the connection. Without memory: none.
-    cdef const reqext_t* x
+    cdef reqext_t* x
     cdef reqext_t* y
     if rq.ext == 0 or ext_at(e, rq.ext).ipopt_len == 0:
         return
