@@ -266,8 +266,9 @@ cdef inline int sq_append(engine_t* e, tcb_t* sk, idx_t i, const uint8_t* p, uin
     """n more bytes of payload at the end of the queue, in its last record. 0 or -E_NOMEM (nothing changed)."""
     cdef srec_t* r = sr_at(e, i)
     cdef uint8_t* old = NULL
-    cdef uint32_t used = sk.write_seq - sk.snd_una
-    if ring_reserve(&sk.snd, sk.snd_una, used, used + n, &old) != 0:
+    cdef uint32_t base = sk.snd_una if sk.snd.size else sk.write_seq       # no memory yet: a SYN may be out, but no byte
+    cdef uint32_t used = sk.write_seq - base
+    if ring_reserve(&sk.snd, base, used, used + n, &old) != 0:
         return -E_NOMEM
     garbage_put(e, old)
     ring_write(&sk.snd, sk.write_seq, p, n)
