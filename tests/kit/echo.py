@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ustack.drill import codec, nodes, symbols, values
+from ustack.drill import codec, nodes, sockopts, symbols, values
 from ustack.drill.codec import ACK, SYN
 from ustack.drill.nodes import Direction, Event, IcmpPacket, Script, Syscall, TcpPacket, When
 from ustack.drill.options import Options
@@ -103,6 +103,8 @@ class EchoSocket:
             return bytes(size)
         self.echo.simple()
         value = call.args[3]
+        if isinstance(value, nodes.Struct):
+            return sockopts.encode(value, size) or b""
         return struct.pack("<i", values.pointed_number(value))[:size]
 
     def ioctl(self, request: int) -> int:

@@ -139,7 +139,9 @@ cdef inline int fastopen_start(engine_t* e, tcb_t* sk, uint32_t addr, uint16_t p
     elif sk.sock_state == SS_CONNECTED:
         return -E_ISCONN
     elif sk.sock_state == SS_CONNECTING:
-        return -E_ALREADY
+        # A connection that is made since then is simply used; nobody has asked for its outcome yet.
+        if sk.state == TCP_SYN_SENT or sk.state == TCP_SYN_RECV:
+            return -E_ALREADY
     elif sk.sock_state != SS_UNCONNECTED or port == 0:
         return -E_INVAL
     else:
