@@ -175,13 +175,17 @@ def _share(part: int, whole: int) -> str:
     return f"{part // 1000}ms({100.0 * part / whole if whole else 0.0:.1f}%)"
 
 
-def _tcp_words(info: Mapping[str, int], cc: str, listening: bool) -> Iterable[str]:
-    """Options, congestion control and the figures up to the segment counts."""
-    options = info["options"]
+def _option_words(options: int) -> Iterable[str]:
+    """What was negotiated; ss shows it with -o or -e only."""
     for bit, word in ((OPT_TIMESTAMPS, "ts"), (OPT_SACK, "sack"), (OPT_ECN, "ecn"), (OPT_ECN_SEEN, "ecnseen"),
                       (OPT_SYN_DATA, "fastopen")):
         if options & bit:
             yield word
+
+
+def _tcp_words(info: Mapping[str, int], cc: str, listening: bool) -> Iterable[str]:
+    """Congestion control and the figures up to the segment counts."""
+    options = info["options"]
     if cc:
         yield cc
     if options & OPT_WSCALE:
@@ -264,11 +268,11 @@ def _state_words(info: Mapping[str, int], listening: bool) -> Iterable[str]:
             yield f"{key}:{info[key]}"
 
 
-def tcp_text(raw: bytes, cc: str, *, numeric: bool = True) -> str:
-    """The words of `ss -i` for one socket's TCP_INFO."""
+def tcp_text(raw: bytes, cc: str, *, numeric: bool = True, options: bool = True) -> str:
+    """The words of `ss -i` for one socket's TCP_INFO; with the negotiated options as -o and -e add them."""
     info = decode(raw.ljust(232, b"\0"))
     listening = info["state"] == LISTEN
-    return " ".join([*_tcp_words(info, cc, listening), *_rate_words(info, numeric),
+    return " ".join([*(_option_words(info["options"]) if options else ()), *_tcp_words(info, cc, listening), *_rate_words(info, numeric),
                      *_state_words(info, listening)])
 
 
@@ -300,7 +304,7 @@ def info_text(row: Row, flags: set[str]) -> str:
     if "i" in flags and real and row.get("info"):
         cc = row.get("cc", "")
         name = CONGESTION_CONTROLS.get(cc, "") if isinstance(cc, int) else cc
-        words.append(tcp_text(row["info"], name, numeric="n" in flags))
+        words.append(tcp_text(row["info"], name, numeric="n" in flags, options=bool(flags & {"o", "e"})))
     return " ".join(w for w in words if w)
 
 

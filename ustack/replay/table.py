@@ -74,8 +74,13 @@ def _timer_fault(want: str, have: str, now: int) -> Fault | None:
     return None if left_b - early <= left_a <= left_b + late else ("remaining time of the timer", want, have)
 
 
-def _rto_fault(want: str, have: str, backoff: int) -> Fault | None:
-    if abs(float(want or 0) - float(have or 0)) <= TICK_MS << min(backoff, 10):
+def _rto_fault(want: str, have: str, backoff: int, rtt: str = "", my_rtt: str = "") -> Fault | None:
+    """One tick apart at most, and what the two measured RTTs (srtt/mdev in ms) explain: an RTO is srtt + 4 mdev or more."""
+    apart = 0.0
+    if "/" in rtt and "/" in my_rtt:
+        (srtt, mdev), (my_srtt, my_mdev) = (map(float, r.split("/")) for r in (rtt, my_rtt))
+        apart = abs(srtt - my_srtt) + 4 * abs(mdev - my_mdev)
+    if abs(float(want or 0) - float(have or 0)) <= (TICK_MS + apart) * (1 << min(backoff, 10)):
         return None
     return "rto", want, have
 
@@ -97,7 +102,7 @@ def info_fault(want: str, have: str, now: int) -> Fault | None:
         if key == "timer":
             fault = _timer_fault(value, mine[key], now)
         elif key == "rto":
-            fault = _rto_fault(value, mine[key], backoff)
+            fault = _rto_fault(value, mine[key], backoff, dict(words(want)).get("rtt", ""), dict(words(have)).get("rtt", ""))
         elif key == "skmem":
             fault = None if _skmem(value) == _skmem(mine[key]) else (key, value, mine[key])
         elif value != mine[key]:

@@ -99,7 +99,7 @@ def build(recording: Recording, scenario: Scenario, seed: int = 0) -> Target:
     if first is None:
         raise SetupError("the scenario sets no address up")
     mtu = next((s.mtu for s in setup if isinstance(s, LinkStep) and s.mtu), None)
-    stack: Target = Stack(None, first.words.split()[0], clock=VirtualClock(), seed=seed, mtu=mtu,
+    stack: Target = Stack(None, first.words.split()[0], clock=VirtualClock(), seed=seed, mtu=mtu, default_route=False,
                           cookie_phase_ns=cookie_phase(scenario))
     values = dict(memory_defaults(recording))
     if scenario.tfo_key and not any(isinstance(s, SysctlStep) and s.name.endswith("tcp_fastopen_key")

@@ -9,12 +9,12 @@ the clock ran:
 * came out of a driving step at s:            s - EARLY <= recorded <= s + LATENCY;
 * came out while the clock ran, at s (timer): there is an earlier event of the same 4-tuple, at a in virtual
   time and at b in the recording, which may have armed the timer: with S = s - a and R = recorded - b, S -
-  EARLY <= R <= 1.02 * S + 0.06.
+  EARLY <= R <= S + max(2 % of S, one slot of the kernel's timer wheel for S) + 60 ms.
 
 From outside it is not known which event armed the timer. Candidates are all packets of the 4-tuple so far:
 an injected one has a = b; an emitted one that was itself late has b > a, so that lateness of a chain of
 retransmissions adds up as it did in the kernel. The first candidate that fits decides, so the tolerance is
-at most that of the longest possible timer, 2 % of the 4-tuple's age. The lower bound stays sharp for every
+at most that of the longest possible timer. The lower bound stays sharp for every
 candidate, because b >= a: no packet of the stack may come later than the kernel's (but by EARLY).
 
 EARLY covers what is not lateness: an RTT that contains the lab's own latency may round to the next 4 ms
@@ -31,15 +31,31 @@ EARLY = 6 * MS
 TIMER_SLACK = 60 * MS
 
 
+def granule(length: int) -> int:
+    """How coarse the kernel's timer wheel is for a timer of this length: one slot of the level it falls into.
+
+    A level holds 64 slots; level n is 8^n jiffies (4 ms) a slot and takes timers below 64 * 8^n jiffies (measured: 4 s fire up to 0.26 s
+    late, 32 s up to 2.05 s)."""
+    slot = 4 * MS
+    while length >= 64 * slot:
+        slot *= 8
+    return slot
+
+
 def latest(length: int) -> int:
     """The latest firing of a kernel timer of this length, counted from its arming."""
-    return length + length // 50 + TIMER_SLACK
+    return length + max(length // 50, granule(length)) + TIMER_SLACK
 
 
 def lateness(since: int, fired: int) -> int:
-    """How late the kernel's counterpart of a timer that fired at `fired` may be, armed at `since` or
-    later."""
-    return (fired - since) // 50 + TIMER_SLACK
+    """How late the kernel's counterpart of a timer that fired at `fired` may be, armed at `since` or later: alone, or at the
+    end of a chain in which each timer was twice as long as the one before."""
+    whole = fired - since
+    chain, part = 0, (whole + 1000 * MS) // 2
+    while part > 4 * MS:
+        chain += granule(part)
+        part //= 2
+    return max(whole // 50, granule(whole), chain) + TIMER_SLACK
 
 
 @dataclass
