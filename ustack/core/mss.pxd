@@ -4,7 +4,7 @@
 # Linux: tcp_mtu_to_mss, tcp_sync_mss, tcp_current_mss, tcp_established_options (sizes), tcp_xmit_size_goal, tcp_tso_autosize.
 # sk.mss_cache counts on sk.tcp_header_len (the options of every segment); tcp_current_mss corrects it for SACK blocks.
 
-from ustack.core.route cimport route_mtu, sk_route
+from ustack.core.route cimport RT_LOCAL, route_mtu
 from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport MAX_TCP_OPTION_SPACE, tcb_t
@@ -102,12 +102,16 @@ cdef inline uint32_t tcp_established_optlen(const tcb_t* sk) noexcept nogil:
 
 
 cdef inline uint32_t tcp_current_mss(engine_t* e, tcb_t* sk) noexcept nogil:
-    """Payload of a full segment sent now: the route's MTU may have changed, and SACK blocks take room."""
+    """Payload of a full segment sent now: the MTU may have changed, and SACK blocks take room. A route that is out of date is not looked
+    up again here, that happens with the next transmission; the link's MTU is known at once."""
     cdef uint32_t mss = sk.mss_cache
-    cdef uint32_t mtu
+    cdef uint32_t mtu = sk.pmtu
     cdef uint32_t header
-    if sk_route(e, sk) == 0:
-        mtu = route_mtu(e, sk)
+    if sk.rt != 0:
+        if sk.rt_gen == e.rt_gen:
+            mtu = route_mtu(e, sk)
+        elif sk.rt != RT_LOCAL:
+            mtu = u32_min(mtu, e.mtu)
         if mtu != sk.pmtu:
             mss = tcp_sync_mss(e, sk, mtu)
     header = tcp_established_optlen(sk) + TCP_HLEN
