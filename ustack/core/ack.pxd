@@ -24,7 +24,7 @@ from ustack.core.cwnd cimport (
 from ustack.core.errq cimport tcp_ack_tstamp
 from ustack.core.loss cimport (
     SR_ANY_RETRANS, tcp_check_sack_reordering, tcp_count_delivered, tcp_highest_sack_seq, tcp_rack_advance, tcp_rack_update_reo_wnd,
-    tcp_remove_reno_sacks, tcp_skb_spurious_retrans,
+    tcp_remove_reno_sacks, tcp_skb_spurious_retrans, tcp_verify_queue,
 )
 from ustack.core.metrics cimport tcp_init_metrics
 from ustack.core.output cimport (
@@ -413,6 +413,7 @@ cdef inline int tcp_ack_process(engine_t* e, tcb_t* sk, const seg_t* s, int flag
     tcp_rate_gen(e, sk, delivered, <int> (sk.lost - lost), is_sack_reneg, state.rate)
     tcp_cong_control(e, sk, s.ack, delivered, flag, state.rate)
     tcp_xmit_recovery(e, sk, rexmit)
+    tcp_verify_queue(e, sk)
     return 1
 
 

@@ -9,11 +9,12 @@
 
 from ustack.core.types cimport NS_PER_US, idx_t, int32_t, int64_t, ns_t, uint8_t, uint32_t
 from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of
+from ustack.core.pool cimport ustack_assert
 from ustack.core.rate cimport tcp_skb_sent_after
 from ustack.core.records cimport SR_EVER_RETRANS, SR_LOST, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.retrans cimport tcp_fragment_rtx
 from ustack.core.sendq cimport sq_rtx_head, sq_ts_unlink
-from ustack.core.seqno cimport before, i32_max, u32_max, u32_min
+from ustack.core.seqno cimport after, before, i32_max, u32_max, u32_min
 from ustack.core.sock cimport jiffies_up, sr_at, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
@@ -21,6 +22,16 @@ from ustack.core.stats cimport (
 )
 from ustack.core.tcb cimport ICSK_TIME_REO_TIMEOUT, TCP_CA_RECOVERY, tcb_t
 from ustack.core.xmit cimport tcp_ts_of
+
+cdef extern from *:
+    """
+    #ifdef USTACK_DEBUG
+    #define USTACK_CHECK_QUEUES 1
+    #else
+    #define USTACK_CHECK_QUEUES 0
+    #endif
+    """
+    const int CHECK_QUEUES "USTACK_CHECK_QUEUES"
 
 cdef enum:
     RACK_STATIC_REO_WND = 2     # bits of tcp_recovery; bit 0 is always on
@@ -68,6 +79,40 @@ cdef inline bint tcp_tsopt_ecr_before(tcb_t* sk, uint32_t when) noexcept nogil:
 cdef inline bint tcp_skb_spurious_retrans(engine_t* e, tcb_t* sk, const srec_t* r) noexcept nogil:
     """A retransmitted record is acknowledged, but the echo is older than the retransmission: the original did it (Eifel)."""
     return r.sacked & SR_ANY_RETRANS and tcp_tsopt_ecr_before(sk, tcp_ts_of(e, r.tx_time))
+
+
+cdef inline void tcp_verify_queue(engine_t* e, tcb_t* sk) noexcept nogil:
+    """Debug builds: do counters, marks and links agree? Linux warns of the first kind only (tcp_verify_left_out)."""
+    cdef uint32_t packets = 0
+    cdef uint32_t sacked = 0
+    cdef uint32_t lost = 0
+    cdef uint32_t retrans = 0
+    cdef uint32_t seq = sk.snd_una
+    cdef idx_t i = sk.sq_head
+    cdef bint sent = i != sk.send_head
+    cdef srec_t* r
+    ustack_assert(sk.sacked_out + sk.lost_out <= sk.packets_out)
+    if CHECK_QUEUES == 0:
+        return
+    while i:
+        r = sr_at(e, i)
+        if i == sk.send_head:
+            sent = False
+        ustack_assert(i == sk.sq_head or r.seq == seq)
+        ustack_assert(i != sk.sq_head or not after(r.seq, seq))
+        ustack_assert((r.sent != 0) == sent)
+        seq = r.end_seq
+        if sent:
+            packets += r.pcount
+            sacked += r.pcount if r.sacked & SR_SACKED else 0
+            lost += r.pcount if r.sacked & SR_LOST else 0
+            retrans += r.pcount if r.sacked & SR_RETRANS else 0
+            ustack_assert(not r.sacked & SR_SACKED or not r.on_ts)
+            ustack_assert(r.pcount == 1 or r.pcount == (r.len + r.gso_size - 1) // r.gso_size)
+        i = r.next
+    ustack_assert(seq == sk.write_seq or sk.sq_head == 0)
+    ustack_assert(packets == sk.packets_out and lost == sk.lost_out and retrans == sk.retrans_out)
+    ustack_assert(sk.sack_ok == 0 or sacked == sk.sacked_out)
 
 
 # ---- marks -------------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ustack.core.loss cimport (
     RACK_RECOVERY_THRESH, tcp_add_reno_sack, tcp_any_retrans_done, tcp_check_sack_reordering, tcp_clear_all_retrans_hints,
     tcp_limit_reno_sacked, tcp_mark_skb_lost, tcp_newreno_mark_lost, tcp_rack_detect_loss, tcp_rack_mark_lost, tcp_rack_skb_timeout,
     tcp_reset_reno_sack, tcp_retrans_stamp_cleanup, tcp_skb_seglen, tcp_tsopt_ecr_before,
+    tcp_verify_queue,
 )
 from ustack.core.mss cimport tcp_current_mss, tcp_mss_to_mtu, tcp_sync_mss, tcp_tso_segs
 from ustack.core.output cimport __tcp_push_pending_frames
@@ -201,6 +202,7 @@ cdef inline void tcp_timeout_mark_lost(engine_t* e, tcb_t* sk) noexcept nogil:
         elif i == head or tcp_rack_skb_timeout(e, sk, r, 0) <= 0:
             tcp_mark_skb_lost(e, sk, i)
         i = sq_rtx_next(e, sk, i)
+    tcp_verify_queue(e, sk)
     tcp_clear_all_retrans_hints(sk)
 
 
@@ -494,6 +496,7 @@ cdef inline void tcp_fastretrans_alert(engine_t* e, tcb_t* sk, uint32_t prior_sn
         sk.prior_ssthresh = 0       # congestion was told of: no undoing
     if tcp_check_sack_reneging(e, sk, ack_flag):
         return
+    tcp_verify_queue(e, sk)
     if sk.ca_state == TCP_CA_OPEN:
         sk.retrans_stamp = 0
     elif not before(sk.snd_una, sk.high_seq) and tcp_alert_leave(e, sk):
