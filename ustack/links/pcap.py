@@ -141,7 +141,7 @@ class PcapWriter:
     """A pcap file of raw IP packets with nanoseconds."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._file = Path(path).open("wb")
+        self._file = Path(path).open("wb")  # noqa: SIM115  (closed by close())
         self._file.write(struct.pack("<IHHiIII", MAGIC_NS, 2, 4, 0, 0, 262144, LINKTYPE_RAW))
 
     def write(self, at: int, packet: bytes) -> None:
@@ -168,7 +168,7 @@ class PcapLink(Link):
         self._speed = speed
         self._everything = everything
         self._write_in = write_in
-        self._file: BinaryIO | None = None if read is None else Path(read).open("rb")
+        self._file: BinaryIO | None = None if read is None else Path(read).open("rb")  # noqa: SIM115
         self._writer = None if write is None else PcapWriter(write)
         self._source: Iterator[tuple[int, bytes]] = iter(())
         self._next: tuple[int, bytes] | None = None

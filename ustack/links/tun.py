@@ -33,6 +33,17 @@ WAYS_OUT = (
 )
 
 
+class _Device(TunTapDevice):  # type: ignore[misc]
+    """TunTapDevice, without its second close() of the descriptor number after a failed TUNSETIFF: that number may be someone else's by then."""
+
+    def __init__(self, name: str, flags: int, path: str) -> None:
+        try:
+            super().__init__(name, flags, path)
+        except BaseException:
+            self._fd = -1
+            raise
+
+
 class TunLink(Link):
     """A TUN device. name: of the interface ("ustack%d" lets the kernel number it); path: the clone device.
 
@@ -65,7 +76,7 @@ class TunLink(Link):
         flags = IFF_TUN | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
         ways = WAYS_OUT.format(name=name, path=path)
         try:
-            return TunTapDevice(name, flags, path)
+            return _Device(name, flags, path)
         except FileNotFoundError:
             raise FileNotFoundError(
                 errno.ENOENT, f"there is no {path}: load the driver (modprobe tun), or make the node "
