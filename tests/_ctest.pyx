@@ -14,16 +14,22 @@ cimport ustack.core.cc_cubic as cub
 cimport ustack.core.cksum as ck
 cimport ustack.core.cwnd as cw
 cimport ustack.core.ehash as eh
+cimport ustack.core.engine as eng
+cimport ustack.core.ofotree as ofot
 cimport ustack.core.pool as po
+cimport ustack.core.recvmsg as recvmsg
 cimport ustack.core.ring as ri
+cimport ustack.core.route as route
 cimport ustack.core.rtt as rt
 cimport ustack.core.sendq as send
 cimport ustack.core.seqno as sq
 cimport ustack.core.siphash as sh
 cimport ustack.core.records as rec
+cimport ustack.core.sock as sock
 cimport ustack.core.stats as st
 cimport ustack.core.tx as tx
 cimport ustack.core.types as ty
+cimport ustack.core.user as user
 cimport ustack.core.wheel as wh
 cimport ustack.core.wire as wi
 from ustack.core.config cimport config_defaults
@@ -856,3 +862,6 @@ cdef class Cc:
 
 def cubic_root(uint64_t a):
     return cub.cubic_root(a)
+
+
+include "_ctest_rcv.pxi"

@@ -122,9 +122,7 @@ cdef inline void tcp_collapse(engine_t* e, tcb_t* sk, bint ofo, idx_t head, idx_
     possible."""
     cdef idx_t i = collapse_find_(e, sk, ofo, head, tail, &start)
     cdef idx_t n
-    cdef uint32_t first
-    cdef uint32_t end_seq
-    cdef uint32_t want
+    cdef uint32_t room
     cdef rrec_t* r
     cdef bint more = True
     if i == 0:
@@ -133,21 +131,19 @@ cdef inline void tcp_collapse(engine_t* e, tcb_t* sk, bint ofo, idx_t head, idx_
         n = pool_alloc(&e.rrec)
         if n == 0:
             return
-        first = start
-        end_seq = start
-        want = u32_min(COLLAPSE_MAX, stop - start)
-        i = collapse_fill_(e, sk, ofo, i, tail, &start, stop, &end_seq, &more)
+        room = collapsed_head_(u32_min(COLLAPSE_MAX, stop - start))
         r = rr_at(e, n)
-        r.seq = first
-        r.end_seq = end_seq
-        r.truesize = <int32_t> collapsed_head_(want) + SKB_OVERHEADS
-        r.room = collapsed_head_(want) - (end_seq - first)
+        r.seq = start
+        r.end_seq = start
+        r.truesize = <int32_t> room + SKB_OVERHEADS
         r.tstamp = e.now
+        rcv_charge(sk, r.truesize)
+        i = collapse_fill_(e, sk, ofo, i, tail, &start, stop, &r.end_seq, &more)
+        r.room = room - (r.end_seq - r.seq)
         # A record that was used in part begins where the new one ends.
         if i and before(rr_at(e, i).seq, start):
             collapse_shift_(e, sk, ofo, i, start)
         collapse_put_(e, sk, ofo, n, i)
-        rcv_charge(sk, r.truesize)
 
 
 cdef inline void collapse_shift_(engine_t* e, tcb_t* sk, bint ofo, idx_t i, uint32_t start) noexcept nogil:
