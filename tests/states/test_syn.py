@@ -113,7 +113,7 @@ def test_last_quarter_of_max_syn_backlog(top: int, admitted: int) -> None:
 
 
 def test_duplicate_syn() -> None:
-    """B20, B21: answered once in 500 ms with what was agreed first; the timer starts anew; old timestamp: ACK."""
+    """B20, B21: answered once in 500 ms with what was agreed first; timer starts anew; old timestamp: ACK."""
     with Testbed() as t:
         t.run(f"""
             0.0 < S 0 {LINUX}
