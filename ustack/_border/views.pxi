@@ -125,7 +125,9 @@ def dump(Engine engine not None):
             acquire(engine.e, &engine.s)
             while next_listener <= engine.e.lst.high and budget and n < CHUNK:
                 budget -= 1
-                if lst_at(engine.e, next_listener).listening and lst_at(engine.e, next_listener).sk:
+                # a free slot has an even generation
+                if (pool_gen(&engine.e.lst, next_listener) & 1 and lst_at(engine.e, next_listener).listening
+                        and lst_at(engine.e, next_listener).sk):
                     memset(&snaps[n], 0, sizeof(snap_t))
                     snaps[n].kind = KIND_TCB
                     snaps[n].now = engine.e.now

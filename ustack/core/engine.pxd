@@ -103,7 +103,7 @@ cdef inline int engine_pools_(engine_t* e, const engine_params_t* p) noexcept no
     rc |= pool_init(&e.req, or_default_(p.max_req, DEF_REQ), sizeof(req_t))
     rc |= pool_init_gen(&e.tcb, or_default_(p.max_tcb, DEF_TCB), sizeof(tcb_t))
     rc |= pool_init(&e.tw, or_default_(p.max_tw, DEF_TW), sizeof(tw_t))
-    rc |= pool_init(&e.lst, or_default_(p.max_listeners, DEF_LISTENERS), sizeof(listener_t))
+    rc |= pool_init_gen(&e.lst, or_default_(p.max_listeners, DEF_LISTENERS), sizeof(listener_t))
     rc |= pool_init(&e.grp, DEF_GROUPS, sizeof(group_t))
     rc |= pool_init(&e.bindb, PORTS, sizeof(bindb_t))
     rc |= pool_init(&e.srec, or_default_(p.max_srec, DEF_REC), sizeof(srec_t))
