@@ -44,7 +44,7 @@ from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
     TXF_LOCAL, tx_batch_done, tx_batch_free, tx_len, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
 )
-from ustack.core.types cimport DROP_REASONS
+from ustack.core.types cimport DROP_REASONS, TCP_SYN_SENT
 from ustack.core.user cimport (
     close_is_lingering, user_accept, user_bind, user_close, user_close_finish, user_connect, user_connect_result,
     user_disconnect, user_getpeername, user_getsockname, user_ioctl, user_listen, user_poll, user_shutdown, user_socket,

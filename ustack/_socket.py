@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 POLLIN, POLLPRI, POLLOUT, POLLERR, POLLHUP, POLLRDHUP = 0x001, 0x002, 0x004, 0x008, 0x010, 0x2000
 MSG_OOB, MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_ERRQUEUE = 0x1, 0x2, 0x8, 0x20, 0x40, 0x100, 0x2000
 MSG_FASTOPEN = 0x20000000
+TCP_FASTOPEN_CONNECT = 30
 _WOULD_BLOCK = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 Address = tuple[str, int]
@@ -62,6 +63,7 @@ class Socket:
         self._io_refs = 0
         self._close_later = False
         self._fd: Any = None
+        self._defers = False  # TCP_FASTOPEN_CONNECT: connect() may have left the SYN to the first send
         stack._register(self)
 
     # ---- plumbing ----------------------------------------------------------------------------------------------------------
@@ -357,34 +359,62 @@ class Socket:
                 self._driver.kick()
         return self._send(memoryview(data).cast("B"), flags, self._timeout is None)
 
-    def _send(self, view: memoryview, flags: int, whole: bool, finish: Callable[[int], Any] | None = None) -> Any:
+    def _send(self, view: memoryview, flags: int, whole: bool, finish: Callable[[int], Any] | None = None,
+              address: Address | None = None) -> Any:
+        """The blocking send. It may open the connection (address: MSG_FASTOPEN; or a connect that waited for data): then it
+        waits for the handshake, however much of the data went with the SYN, and goes on with the rest."""
         deadline: tuple[int | None, bool] | None = None
+        opening = address is not None or self._defers or bool(flags & MSG_FASTOPEN)
+        handshake = False
         sent = 0
         size = len(view)
 
+        def step() -> bool:
+            """Take some; True: enough."""
+            nonlocal opening, handshake, sent
+            if handshake:
+                self._engine.connect_result(self.handle)
+                handshake = False
+            elif opening:
+                opening = self._defers = False
+                handshake = True
+                sent += self._open(view, flags, address)
+                return False
+            else:
+                sent += self._engine.send(self.handle, view[sent:], flags & ~MSG_FASTOPEN)
+            return sent >= size or not whole
+
         def attempt() -> int:
-            nonlocal deadline, sent
+            nonlocal deadline
             while True:
                 try:
-                    sent += self._engine.send(self.handle, view[sent:], flags)
+                    if step():
+                        return sent
                 except BlockingIOError as exc:
                     deadline = deadline or self._deadline(False)
-                    if exc.errno == errno.EINPROGRESS:
-                        raise
                     try:
                         self._block(exc, POLLOUT, deadline, False, flags=flags)
                     except WouldBlock as block:
+                        if sent < size:
+                            self._engine.write_pending(self.handle)
                         if sent and not (whole and deadline[1]):
                             block.on_timeout = lambda: sent
                         raise
                 except OSError:
-                    if sent:
+                    if sent and not handshake:
                         return sent
                     raise
-                if sent >= size or not whole:
-                    return sent
 
         return self._driver.call(attempt, finish)
+
+    def _open(self, view: memoryview, flags: int, address: Address | None) -> int:
+        """Connect with data; what the SYN could not take is left to later sends."""
+        try:
+            if address is None:
+                return self._engine.send(self.handle, view, flags)
+            return self._engine.send_fastopen(self.handle, view, flags, *address)
+        except BlockingIOError:
+            return 0
 
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Send everything or raise; a timeout counts for the whole."""
@@ -401,34 +431,21 @@ class Socket:
         flags, address = (args[0], args[1]) if len(args) == 2 else (0, args[0] if args else None)
         if not flags & MSG_FASTOPEN:
             return self.send(data, flags)
-        host, port = _pair(address)
         view = memoryview(data).cast("B")
-        deadline: tuple[int | None, bool] | None = None
-        phase = 0
-        sent = 0
-
-        def attempt() -> int:
-            nonlocal deadline, phase, sent
+        if self._timeout == 0 or flags & MSG_DONTWAIT:
+            self._driver.before_call()
             try:
-                if phase == 0:
-                    phase = 1
-                    return self._engine.send_fastopen(self.handle, view, flags, host, port)
-                if phase == 1:
-                    self._engine.connect_result(self.handle)
-                    phase = 2
-                sent += self._engine.send(self.handle, view[sent:], flags & ~MSG_FASTOPEN)
-                return sent
-            except BlockingIOError as exc:
-                deadline = deadline or (None if self._timeout == 0 else self._deadline(False))
-                self._block(exc, POLLOUT, deadline, False, flags=flags)
-
-        return self._driver.call(attempt)
+                return self._engine.send_fastopen(self.handle, view, flags, *_pair(address))
+            finally:
+                self._driver.kick()
+        return self._send(view, flags, self._timeout is None, address=_pair(address))
 
     def sendmsg(self, buffers: Iterable[ReadableBuffer], ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
         """Gathering send; control messages have no meaning for TCP here and must be empty."""
         if tuple(ancdata):
             raise failure(errno.EINVAL, "no control message is defined for sending on TCP here")
-        return self.send(b"".join(bytes(b) for b in buffers), flags)
+        data = b"".join(bytes(b) for b in buffers)
+        return self.send(data, flags) if address is None else self.sendto(data, flags, address)
 
     def sendfile(self, file: io.BufferedIOBase, offset: int = 0, count: int | None = None) -> int:
         """Send a file's bytes from offset; the number sent. The file position ends behind the last byte sent."""
@@ -509,6 +526,8 @@ class Socket:
         self._driver.before_call()
         try:
             self._engine.setsockopt(self.handle, level, optname, value)
+            if (level, optname) == (_std.IPPROTO_TCP, TCP_FASTOPEN_CONNECT):
+                self._defers = True
         finally:
             self._driver.kick()
 

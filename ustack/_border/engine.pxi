@@ -305,6 +305,12 @@ cdef class Engine:
         cdef tcb_t* sk = self._enter(h)
         self._leave_fd(sk, user_connect_result(self.e, sk, -E_INPROGRESS), "connect")
 
+    def write_pending(self, uint64_t h):
+        """A blocked send waits for the handshake: its data will carry the ACK of the SYN-ACK."""
+        cdef tcb_t* sk = self._enter(h)
+        sk.write_pending = sk.state == TCP_SYN_SENT
+        self._leave_fd(sk, 0, "send")
+
     def disconnect(self, uint64_t h):
         """connect() to AF_UNSPEC."""
         cdef tcb_t* sk = self._enter(h)

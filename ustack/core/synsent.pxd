@@ -174,6 +174,7 @@ cdef inline int synsent_established_(engine_t* e, tcb_t* sk, seg_t* s) noexcept 
     if not fastopen_fail:
         if sk.write_pending or sk.defer_accept or inet_csk_in_pingpong_mode(e, sk):
             # The ACK can ride on the data that is to follow.
+            sk.write_pending = 0
             inet_csk_schedule_ack(sk)
             tcp_enter_quickack_mode(sk, TCP_MAX_QUICKACKS)
             sk.ack_pending |= ICSK_ACK_TIMER
