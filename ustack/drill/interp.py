@@ -260,10 +260,17 @@ class Interpreter:
         while self.queue:
             emitted = self.queue.popleft()
             live = codec.decode(emitted.raw)
-            if is_ours(flow, live, icmp):
+            if not self._belongs_elsewhere(flow, live) and is_ours(flow, live, icmp):
                 self._taken_at = emitted.at
                 return live
         return None
+
+    def _belongs_elsewhere(self, flow: Flow, live: codec.Packet) -> bool:
+        """Is it of a connection that the script knows, but not of this one? A connect() would take any SYN."""
+        if live.tcp is None:
+            return False
+        ends = (live.src, live.tcp.sport), (live.dst, live.tcp.dport)
+        return any((other.local, other.remote) == ends for other in self.world.flows if other is not flow)
 
     def _sniff(self, flow: Flow, limit: int, icmp: bool = False) -> codec.Packet | None:
         """Wait for a packet of the flow, until the limit."""
