@@ -271,9 +271,9 @@ cdef inline bint tcp_rack_mark_lost(engine_t* e, tcb_t* sk) noexcept nogil:
 
 cdef inline void tcp_rack_advance(engine_t* e, tcb_t* sk, uint8_t sacked, uint32_t end_seq, ns_t xmit_time) noexcept nogil:
     """A packet was delivered: keep the send time of the one sent last. A retransmission acknowledged sooner than any round trip
-    (or, in virtual time, just as soon) tells nothing: its original may have been meant."""
+    tells nothing: its original may have been meant."""
     cdef uint32_t rtt_us = tcp_stamp_us_delta(tcp_mstamp(e), us_of(xmit_time))
-    if rtt_us <= tcp_min_rtt(sk) and sacked & SR_ANY_RETRANS:
+    if rtt_us < tcp_min_rtt(sk) and sacked & SR_ANY_RETRANS:
         return
     sk.rack_advanced = 1
     sk.rack_rtt_us = rtt_us

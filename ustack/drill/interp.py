@@ -55,6 +55,7 @@ from ustack.drill.values import is_dots, number
 SECOND = 1_000_000_000
 PACKET_PATIENCE = 2 * SECOND  # how long after its time an outbound packet is waited for
 CALL_PATIENCE = 1 * SECOND  # how long a call waits for a blocking one in flight
+CALL_TIME = 1_000  # what a call takes at the least: round trips that no kernel would measure as equal must not tie
 UNDECLARED_PATIENCE = 600 * SECOND  # a call that blocks without being written as a blocking one
 _SPIN_LIMIT = 100_000
 
@@ -146,6 +147,8 @@ class Interpreter:
                 self._advance(nominal.at)
             self._check_time(nominal, self.port.now, event.pos, "this event")
             self._act(action, nominal)
+            if isinstance(action, Syscall):
+                self._advance(self.port.now + CALL_TIME)
         self._collect()
         self.previous = replace(nominal, at=self.port.now) if nominal.any else nominal
 
