@@ -75,7 +75,7 @@ cdef inline void frag_kill(engine_t* e, idx_t i) noexcept nogil:
     if link[0] == i:
         link[0] = q.next
     e.frag_mem -= q.truesize
-    wheel_disarm(&e.wheel, (TM_FRAG << REF_SHIFT) | i)
+    wheel_disarm(&e.wheel, (<uint32_t> TM_FRAG << REF_SHIFT) | i)
     pool_free(&e.frag, i)
 
 
@@ -103,7 +103,7 @@ cdef inline idx_t frag_find_(engine_t* e, const seg_t* s) noexcept nogil:
     q.next = head[0]
     head[0] = i
     e.frag_mem += q.truesize
-    wheel_arm(&e.wheel, (TM_FRAG << REF_SHIFT) | i, e.now + <ns_t>e.cfg.ipfrag_time * NS_PER_SEC)
+    wheel_arm(&e.wheel, (<uint32_t> TM_FRAG << REF_SHIFT) | i, e.now + <ns_t>e.cfg.ipfrag_time * NS_PER_SEC)
     return i
 
 
@@ -120,7 +120,7 @@ cdef inline void frag_reinit_if_far_(engine_t* e, frag_t* q, idx_t i) noexcept n
     if q.n == 0 or q.rid - before <= <uint32_t>e.cfg.ipfrag_max_dist:
         return
     mib_inc(&e.stats, MIB_IpReasmFails)
-    wheel_arm(&e.wheel, (TM_FRAG << REF_SHIFT) | i, e.now + <ns_t>e.cfg.ipfrag_time * NS_PER_SEC)
+    wheel_arm(&e.wheel, (<uint32_t> TM_FRAG << REF_SHIFT) | i, e.now + <ns_t>e.cfg.ipfrag_time * NS_PER_SEC)
     e.frag_mem -= q.truesize - FRAG_QUEUE_SIZE
     q.truesize = FRAG_QUEUE_SIZE
     q.flags = 0

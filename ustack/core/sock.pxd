@@ -206,7 +206,7 @@ cdef inline void waiter_unlink(engine_t* e, waiter_t* w, idx_t i) noexcept nogil
     w.next = 0
     w.prev = 0
     w.sk = 0
-    wheel_disarm(&e.wheel, (TM_WAITER << REF_SHIFT) | i)
+    wheel_disarm(&e.wheel, (<uint32_t> TM_WAITER << REF_SHIFT) | i)
 
 
 cdef inline void waiter_finish(engine_t* e, idx_t i, uint8_t state) noexcept nogil:
