@@ -21,6 +21,7 @@ cimport ustack.core.recvmsg as recvmsg
 cimport ustack.core.ring as ri
 cimport ustack.core.route as route
 cimport ustack.core.rtt as rt
+cimport ustack.core.sendmsg as sendmsg
 cimport ustack.core.sendq as send
 cimport ustack.core.seqno as sq
 cimport ustack.core.siphash as sh

@@ -203,3 +203,15 @@ cdef class RcvBed:
         assert k.num_sacks <= 4
         for i in range(k.num_sacks):
             assert sq.before(k.selective_acks[i].start, k.selective_acks[i].end), "SACK block"
+
+    def shutdown(self, int how):
+        return user.user_shutdown(self.e, self.sk, how)
+
+    def send(self, bytes data):
+        return sendmsg.tcp_sendmsg(self.e, self.sk, <const uint8_t*> data, len(data), 0)
+
+    def snd_nxt(self):
+        return self.sk.snd_nxt - self.isn
+
+    def sockets(self):
+        return self.e.n_sockets
