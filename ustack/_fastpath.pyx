@@ -36,6 +36,9 @@ from ustack.core.sock cimport (
     POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport,
     sk_wake, tw_at, wait_at, waiter_finish,
 )
+from ustack.core.service cimport (
+    SVC_CHARGEN, SVC_CHUNK, SVC_DISCARD, SVC_ECHO, SVC_HTTP, SVC_NONE, service_pump, service_set,
+)
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
 from ustack.core.state cimport EV_DROP, EV_LOG, EV_STATE, engine_t, event_t, metrics_t, route_t
 from ustack.core.stats cimport MIB_COUNT, drop_name, mib_name

@@ -61,6 +61,7 @@ cdef class Engine:
 
     cdef engine_t* e
     cdef shared_t s
+    cdef uint8_t* scratch           # of the built-in services, made when one is asked for
     cdef mirrors_t* mirrors         # pollable descriptors, made when one is asked for
 
     def __cinit__(self, address, *, sysctl=None, seed=None, wall_offset_ns=0, now=0, ehash_entries=0, mtu=1500,
@@ -107,6 +108,7 @@ cdef class Engine:
             engine_destroy(self.e)
             free(self.e)
             pthread_mutex_destroy(&self.s.mu)
+        free(self.scratch)
         mirrors_free(self.mirrors)
 
     # ---- the five sans-I/O calls ---------------------------------------------------------------------------------------------
@@ -117,6 +119,7 @@ cdef class Engine:
         PyObject_GetBuffer(packet, &view, PyBUF_SIMPLE)
         acquire(self.e, &self.s)
         reason = engine_receive(self.e, <const uint8_t*> view.buf, <uint32_t> view.len, csum, gso_size, now)
+        service_pump(self.e, self.scratch)
         release(self.e, &self.s)
         PyBuffer_Release(&view)
         return reason
@@ -127,6 +130,7 @@ cdef class Engine:
         cdef ns_t t = now
         acquire(self.e, &self.s)
         n = engine_poll(self.e, t)
+        service_pump(self.e, self.scratch)
         release(self.e, &self.s)
         return n
 
@@ -240,6 +244,20 @@ cdef class Engine:
         if self._done(sk, err):
             raise failure(-err, what)
         return 0
+
+    def set_service(self, uint64_t h, name):
+        """Let the engine itself serve a listener's connections: "echo", "discard", "chargen", "http" or None (core/service.pxd)."""
+        kinds = {None: SVC_NONE, "echo": SVC_ECHO, "discard": SVC_DISCARD, "chargen": SVC_CHARGEN, "http": SVC_HTTP}
+        if name not in kinds:
+            raise failure(E_INVAL, f"no built-in service {name!r}: {', '.join(k for k in kinds if k)}")
+        cdef int kind = kinds[name]
+        cdef tcb_t* sk
+        if self.scratch == NULL:
+            self.scratch = <uint8_t*> malloc(SVC_CHUNK)
+            if self.scratch == NULL:
+                raise MemoryError
+        sk = self._enter(h)
+        self._leave(service_set(self.e, sk, kind), "set_service wants a listening socket")
 
     def advance(self, now):
         """Tell the engine the time without running timers; user calls that follow happen then."""

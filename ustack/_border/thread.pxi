@@ -41,6 +41,7 @@ cdef struct loop_t:
     uint32_t n_late
     idx_t touched[BATCH]                # sockets whose descriptor is to be looked at
     uint32_t n_touched
+    uint8_t* scratch                    # of the built-in services
     int stop
     uint64_t turns
     uint64_t sleeps
@@ -148,6 +149,7 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
         for i in range(l.n_late):
             engine_receive(e, l.late[i].data, l.late[i].len, l.late[i].csum, l.late[i].gso_size, now)
     engine_poll(e, now)
+    service_pump(e, l.scratch)
     engine_loop(e)
     take_ready(l)
     if e.woken:
@@ -274,7 +276,8 @@ cdef class Loop:
             self.l.stage_in[len(stages) - 1 - i] = &one.d[IM_IN]
             i += 1
         self.l.n_stages = i
-        if dev_init(&self.l.dev) < 0:
+        self.l.scratch = <uint8_t*> malloc(SVC_CHUNK)
+        if dev_init(&self.l.dev) < 0 or self.l.scratch == NULL:
             raise MemoryError
         engine.s.wake_fd = wake_fd
         engine.s.real_clock = 1
@@ -282,6 +285,7 @@ cdef class Loop:
     def __dealloc__(self):
         if self.l != NULL:
             dev_free(&self.l.dev)
+            free(self.l.scratch)
             tx_batch_free(&self.l.batch)
             free(self.l)
 

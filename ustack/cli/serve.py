@@ -21,7 +21,13 @@ from ..links.tun import TunLink
 from ..stack import Stack
 from . import INTERRUPTED, MACHINE
 
-_PORTS = {"http": 80, "echo": 7, "discard": 9, "chargen": 19}
+_PORTS = {"http": 80, "echo": 7, "discard": 9, "chargen": 19, "inetd": 0}
+
+
+def _built_in(stack: Stack, host: str, kind: str, backlog: int) -> Socket:
+    sock = stack.create_server((host, _PORTS[kind]), backlog=backlog)
+    stack.engine.set_service(sock.handle, kind)
+    return sock
 
 
 def _link(tun: str, raw: str | None) -> Link:
@@ -51,7 +57,9 @@ def _link(tun: str, raw: str | None) -> Link:
 def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, raw: str | None, address: str, port: int | None,
           backlog: int, sysctls: tuple[str, ...], seed: str | None, mtu: int | None, name: str | None, uploads: bool,
           ready_fd: int | None, quiet: bool) -> None:
-    """Serve http (the files of DIRECTORY), echo, discard or chargen from ustack until interrupted."""
+    """Serve http (the files of DIRECTORY), echo, discard or chargen from ustack until interrupted.
+
+    inetd serves ports 7, 9, 19 and 80 (echo, discard, chargen, a minimal HTTP responder) inside the engine, without Python."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     if service == "http" and directory is None:
         raise click.UsageError("http wants the DIRECTORY to serve")
@@ -65,7 +73,12 @@ def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, ra
     try:
         link = _link(tun, raw)
         stack = Stack(link, address, sysctl=settings, seed=seed.encode() if seed else None, mtu=mtu, name=name or raw or tun)
-        listener = stack.create_server((address.partition("/")[0], number), backlog=backlog)
+        host = address.partition("/")[0]
+        if service == "inetd":
+            built_in = [_built_in(stack, host, kind, backlog) for kind in ("echo", "discard", "chargen", "http")]
+            listener = built_in[-1]
+        else:
+            listener = stack.create_server((host, number), backlog=backlog)
         control = ControlServer(stack)
     except OSError as exc:
         click.echo(f"ustack serve: {exc.strerror or exc}", err=True)
@@ -73,8 +86,11 @@ def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, ra
     services_by_name: dict[str, Callable[[Socket], None]] = {
         "echo": services.echo, "discard": services.discard, "chargen": services.chargen,
     }
-    handler = services.http_files(os.fspath(directory), uploads) if directory and service == "http" else services_by_name[service]
-    click.echo(f"{service} on {address.partition('/')[0]}:{number} ({raw or tun}), backlog {backlog}", err=True)
+    handler: Callable[[Socket], None] | None = None
+    if service != "inetd":
+        handler = services.http_files(os.fspath(directory), uploads) if directory and service == "http" else services_by_name[service]
+    where = "ports 7, 9, 19, 80" if service == "inetd" else f"port {number}"
+    click.echo(f"{service} on {host}, {where} ({raw or tun}), backlog {backlog}", err=True)
     if ready_fd is not None:
         with contextlib.suppress(OSError):
             os.write(ready_fd, b"\n")
@@ -82,7 +98,8 @@ def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, ra
     done = threading.Event()
     for number_ in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number_, lambda *_: done.set())
-    threading.Thread(target=services.run, args=(stack, listener, handler), daemon=True).start()
+    if handler is not None:
+        threading.Thread(target=services.run, args=(stack, listener, handler), daemon=True).start()
     code = 0
     try:
         done.wait()

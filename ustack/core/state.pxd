@@ -237,6 +237,7 @@ cdef struct engine_t:
     uint32_t garbage_cap
     # out: what happened
     idx_t ready                 # sockets with wake-ups the driver has not looked at
+    uint32_t n_services         # listeners that the engine serves itself: 0 costs one branch
     idx_t woken                 # waiters that were released, for the driver (linked by waiter_t.next)
     event_t* ev
     uint32_t ev_cap             # 0 = nobody listens: one branch

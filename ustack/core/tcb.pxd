@@ -377,6 +377,7 @@ cdef struct tcb_t:
     idx_t fo_keys               # TCP_FASTOPEN_KEY: ext record, fo_cookie = primary, saved_syn[:16] = backup if saved_syn_len
     uint8_t sock_state          # SS_*
     uint8_t thin_lto            # TCP_THIN_LINEAR_TIMEOUTS
+    uint8_t svc                 # SVC_*: the engine serves this socket itself (service.pxd)
     uint8_t is_tfo_child
     uint8_t ack_now_user        # TCP_QUICKACK was set to 1 by the user
     uint32_t rto_max_ms         # TCP_RTO_MAX_MS, 0 = sysctl
