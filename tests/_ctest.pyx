@@ -865,4 +865,27 @@ def cubic_root(uint64_t a):
     return cub.cubic_root(a)
 
 
+# ---- planted bugs: scripts/sanitize --prove shows that each of them ends the run
+
+def plant_shift(uint32_t bits):
+    # Shifts an int out of its width.
+    cdef int one = 1
+    return one << bits
+
+
+def plant_overrun(uint32_t at):
+    # Reads a heap block of 8 bytes at `at`.
+    cdef Block b = Block(bytes(8))
+    return b.p[at]
+
+
+def plant_stale():
+    # Reads a pool slot that was given back.
+    cdef Pool p = Pool(4, 64)
+    cdef uint32_t i = po.pool_alloc(&p.p)
+    cdef uint8_t* slot = <uint8_t*>po.pool_at(&p.p, i)
+    po.pool_free(&p.p, i)
+    return slot[8]
+
+
 include "_ctest_rcv.pxi"

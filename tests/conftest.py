@@ -1,17 +1,21 @@
-"""What holds for every test: no sleeping below interop, and a warning when the test extension is stale."""
+"""What holds for every test: no sleep, no leaks below interop; a warning when the test extension is stale."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kit.leaks import Watch
+
 TESTS = Path(__file__).parent
+Report = pytest.TestReport
+PASSED = pytest.StashKey[bool]()
 CORE = TESTS.parent / "ustack" / "core"
-SLEEP_ALLOWED = {"interop"}  # directories whose tests talk to something that runs in real time
+REAL_TIME = {"interop"}  # directories whose tests talk to something that runs in real time
 
 
 def pytest_report_header() -> list[str]:
@@ -24,14 +28,42 @@ def pytest_report_header() -> list[str]:
     return ["tests/_ctest: built"]
 
 
+def in_real_time(path: Path) -> bool:
+    return path.is_relative_to(TESTS) and not REAL_TIME.isdisjoint(path.relative_to(TESTS).parts)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Report,
+                                                                                           Report]:
+    """Leave the outcome where the fixtures below find it."""
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every stack in virtual time that the test made gives back all it took (tests/kit/leaks.py)."""
+    if in_real_time(request.path):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        watch = Watch(patch)
+        yield
+    if request.node.stash.get(PASSED, False):
+        watch.check()
+    else:
+        watch.forget()
+
+
 @pytest.fixture(autouse=True)
 def no_sleep(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tests below interop run in virtual time: a sleep in a test or in ustack itself is a failure there.
 
     Libraries (subprocess waits by sleeping) are left alone.
     """
-    parts = request.path.relative_to(TESTS).parts if request.path.is_relative_to(TESTS) else ()
-    if SLEEP_ALLOWED.intersection(parts):
+    if in_real_time(request.path):
         yield
         return
     real_sleep = time.sleep

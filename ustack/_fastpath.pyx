@@ -41,8 +41,8 @@ from ustack.core.service cimport (
 )
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
 from ustack.core.state cimport EV_DROP, EV_LOG, EV_STATE, engine_t, event_t, metrics_t, route_t
-from ustack.core.stats cimport MIB_COUNT, drop_name, mib_name
-from ustack.core.tcb cimport SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, tcb_t
+from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
+from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
     TXF_LOCAL, tx_batch_done, tx_batch_free, tx_len, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
@@ -53,7 +53,7 @@ from ustack.core.user cimport (
     user_disconnect, user_getpeername, user_getsockname, user_ioctl, user_listen, user_poll, user_shutdown, user_socket,
     user_wait, user_wait_done,
 )
-from ustack.core.wheel cimport wheel_armed, wheel_deadline
+from ustack.core.wheel cimport wheel_armed, wheel_count, wheel_deadline
 from ustack.core.wire cimport get16, get32, put16, put32, wire_parse_ip, wire_parse_opts, wire_parse_tcp
 
 from ustack.errors import failure

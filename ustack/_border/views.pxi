@@ -165,6 +165,56 @@ def dump_one(Engine engine not None, uint64_t h):
     return row_of(&s)
 
 
+def handles(Engine engine not None):
+    """Every handle that a user holds: made by socket() or given by accept(), not closed yet."""
+    cdef idx_t i
+    cdef uint32_t n = 0
+    cdef tcb_t* sk
+    cdef list out = []
+    cdef uint64_t* found
+    acquire(engine.e, &engine.s)
+    found = <uint64_t*> malloc((<size_t> engine.e.tcb.used + 1) * sizeof(uint64_t))
+    for i in range(1, engine.e.tcb.high + 1 if found != NULL else 1):
+        if not pool_live(&engine.e.tcb, i, pool_gen(&engine.e.tcb, i)):
+            continue
+        sk = sk_at(engine.e, i)
+        if sk.sflags & SF_ACCEPTED and not sk.sflags & SF_DEAD:
+            found[n] = sk_handle(engine.e, sk)
+            n += 1
+    release(engine.e, &engine.s)
+    if found == NULL:
+        raise MemoryError
+    for i in range(n):
+        out.append(found[i])
+    free(found)
+    return out
+
+
+def accounting(Engine engine not None):
+    """What the engine counts beside its pools; all zero when nothing is open and nothing is under way."""
+    cdef engine_t* e = engine.e
+    cdef uint32_t hashed
+    cdef uint32_t timers
+    cdef uint32_t n_sockets
+    cdef uint32_t orphans
+    cdef uint32_t tw
+    cdef uint32_t frag_mem
+    cdef int64_t pages
+    cdef int64_t established
+    acquire(e, &engine.s)
+    hashed = e.ehash.count
+    timers = wheel_count(&e.wheel)
+    n_sockets = e.n_sockets
+    orphans = e.n_orphans
+    tw = e.n_tw
+    frag_mem = e.frag_mem
+    pages = e.mem_pages
+    established = <int64_t> e.stats.mib[MIB_TcpCurrEstab]
+    release(e, &engine.s)
+    return {"hashed": hashed, "timers": timers, "memory_pages": pages, "sockets": n_sockets, "orphans": orphans,
+            "time_wait": tw, "fragment_memory": frag_mem, "established": established}
+
+
 def lookup(Engine engine not None, local, uint16_t lport, foreign, uint16_t fport):
     """What the hash table holds for a 4-tuple: ("request" | "socket" | "time_wait", index), or None."""
     cdef uint32_t a = undotted(local)
