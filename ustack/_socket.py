@@ -14,14 +14,16 @@ import socket as _std
 import struct
 import warnings
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ustack._sockaux import Control, SocketIO, error_control, received_control
 from ustack.drivers.manual import WouldBlock
 from ustack.errors import failure
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from ustack.drivers.base import Driver
     from ustack.stack import Stack
 
 POLLIN, POLLPRI, POLLOUT, POLLERR, POLLHUP, POLLRDHUP = 0x001, 0x002, 0x004, 0x008, 0x010, 0x2000
@@ -31,6 +33,7 @@ TCP_FASTOPEN_CONNECT = 30
 _WOULD_BLOCK = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 Address = tuple[str, int]
+T = TypeVar("T")
 
 
 def _pair(address: Any) -> Address:
@@ -42,8 +45,9 @@ def _pair(address: Any) -> Address:
         raise TypeError(f"a port is an int, not {type(port).__name__}")
     if not 0 <= port <= 65535:
         raise OverflowError("a port is from 0 to 65535")
-    host = {"localhost": "127.0.0.1", "<any>": ""}.get(host, host)
-    return ("" if host in ("", "0.0.0.0") else host), port
+    if host in ("", "<any>", "0.0.0.0"):
+        return "", port
+    return "127.0.0.1" if host == "localhost" else host, port
 
 
 class Socket:
@@ -55,7 +59,7 @@ class Socket:
 
     def __init__(self, stack: Stack, handle: int | None = None) -> None:
         self._stack = stack
-        self._driver = stack._driver
+        self._driver: Driver = stack._driver
         self._engine = stack.engine
         self._handle = stack.engine.socket() if handle is None else handle
         self._timeout: float | None = stack.default_timeout
@@ -111,14 +115,21 @@ class Socket:
 
     def accept(self) -> tuple[Socket, Address]:
         """The oldest connection in the accept queue and the peer's address."""
-        deadline: tuple[int | None, bool] | None = None
+        self._driver.before_call()
+        try:
+            handle, peer = self._engine.accept(self.handle)
+        except BlockingIOError:
+            if self._timeout == 0:
+                raise
+        else:
+            self._driver.kick()
+            return Socket(self._stack, handle), peer
+        deadline = self._deadline(True)
 
         def attempt() -> tuple[int, Address]:
-            nonlocal deadline
             try:
                 return self._engine.accept(self.handle)
             except BlockingIOError as exc:
-                deadline = deadline or (None if self._timeout == 0 else self._deadline(True))
                 self._block(exc, POLLIN, deadline, True, exclusive=True)
 
         def made(result: tuple[int, Address]) -> tuple[Socket, Address]:
@@ -237,25 +248,44 @@ class Socket:
         """Up to bufsize bytes; b"" at the end of the stream."""
         if bufsize < 0:
             raise ValueError("negative buffersize in recv")
+        if flags & MSG_WAITALL or self._stack.uses_lowat:
+            buffer = bytearray(bufsize)
+            return self._recv_into(memoryview(buffer), flags, lambda n: bytes(buffer[:n]))
         self._driver.before_call()
-        if not flags & MSG_WAITALL:
+        try:
+            data = self._engine.recv(self.handle, bufsize, flags)
+        except BlockingIOError:
+            if self._timeout == 0 or flags & MSG_DONTWAIT:
+                raise
+        else:
+            self._driver.kick()
+            return data
+        deadline = self._deadline(True)
+
+        def attempt() -> bytes:
             try:
-                data = self._engine.recv(self.handle, bufsize, flags)
-                self._driver.kick()
-                return data
+                return self._engine.recv(self.handle, bufsize, flags)
+            except BlockingIOError as exc:
+                self._block(exc, POLLIN, deadline, True, flags=flags)
+
+        return self._driver.call(attempt)
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        """As recv, into a writable buffer; the number of bytes."""
+        if not flags & MSG_WAITALL and not self._stack.uses_lowat:
+            self._driver.before_call()
+            try:
+                n = self._engine.recv_into(self.handle, buffer, flags, nbytes)
             except BlockingIOError:
                 if self._timeout == 0 or flags & MSG_DONTWAIT:
                     raise
-        buffer = bytearray(bufsize)
-        return self._recv_into(memoryview(buffer), flags, lambda n: bytes(buffer[:n]))
-
-    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+            else:
+                self._driver.kick()
+                return n
         view = memoryview(buffer).cast("B")
-        if nbytes:
-            view = view[:nbytes]
-        return self._recv_into(view, flags)
+        return self._recv_into(view[:nbytes] if nbytes else view, flags, int)
 
-    def _recv_into(self, view: memoryview, flags: int, finish: Callable[[int], Any] | None = None) -> Any:
+    def _recv_into(self, view: memoryview, flags: int, finish: Callable[[int], T]) -> T:
         deadline: tuple[int | None, bool] | None = None
         got = 0
         want = len(view)
@@ -264,6 +294,9 @@ class Socket:
             target = want
         elif not flags & MSG_DONTWAIT and self._timeout != 0:
             target = max(1, min(self._stack.lowat(self), want))
+
+        def so_far() -> int:
+            return got
 
         def attempt() -> int:
             nonlocal deadline, got
@@ -278,7 +311,7 @@ class Socket:
                         self._block(exc, POLLIN, deadline, True, flags=flags)
                     except WouldBlock as block:
                         if got:
-                            block.on_timeout = lambda: got
+                            block.on_timeout = so_far
                         raise
                 except OSError:
                     if got:
@@ -291,59 +324,34 @@ class Socket:
                     return got
 
         if want == 0:
-            n = self._engine.recv_into(self.handle, view, flags)
-            return finish(n) if finish else n
+            return finish(self._engine.recv_into(self.handle, view, flags))
         return self._driver.call(attempt, finish)
 
-    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0) -> tuple[bytes, list[Control], int, None]:
         """(data, control messages, flags, None): TCP_INQ, SCM_TIMESTAMP*, and with MSG_ERRQUEUE the error queue (IP_RECVERR)."""
         if flags & MSG_ERRQUEUE:
             return self._recv_error(ancbufsize)
         buffer = bytearray(bufsize)
         deadline: tuple[int | None, bool] | None = None
 
-        def attempt() -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+        def attempt() -> tuple[bytes, list[Control], int, None]:
             nonlocal deadline
             try:
                 n, stamp, left = self._engine.recv_stamped(self.handle, buffer, flags)
             except BlockingIOError as exc:
                 deadline = deadline or (None if self._timeout == 0 else self._deadline(True))
                 self._block(exc, POLLIN, deadline, True, flags=flags)
-            control = self._received_control(stamp, left)
+            control = received_control(stamp, left, self._engine.receive_options(self.handle))
             return bytes(buffer[:n]), control if ancbufsize else [], MSG_CTRUNC if control and not ancbufsize else 0, None
 
         return self._driver.call(attempt)
 
-    def _received_control(self, stamp: int, left: int) -> list[tuple[int, int, bytes]]:
-        """What tcp_recvmsg adds: a receive timestamp, then TCP_CM_INQ."""
-        tsflags, micro, nano, inq = self._engine.receive_options(self.handle)
-        control: list[tuple[int, int, bytes]] = []
-        seconds, rest = divmod(stamp, 1_000_000_000)
-        if stamp and nano:
-            control.append((_std.SOL_SOCKET, 35, struct.pack("=qq", seconds, rest)))
-        elif stamp and micro:
-            control.append((_std.SOL_SOCKET, 29, struct.pack("=qq", seconds, rest // 1000)))
-        if stamp and tsflags & 8 and tsflags & 16:      # RX_SOFTWARE and SOFTWARE
-            control.append((_std.SOL_SOCKET, 37, struct.pack("=6q", seconds, rest, 0, 0, 0, 0)))
-        if inq:
-            control.append((_std.IPPROTO_TCP, 36, struct.pack("=i", left)))
-        return control
-
-    def _recv_error(self, room: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+    def _recv_error(self, room: int) -> tuple[bytes, list[Control], int, None]:
         """One entry of the error queue, as recvmsg(MSG_ERRQUEUE) returns it; never waits."""
         self._driver.before_call()
-        number, origin, kind, code, info, data, at = self._engine.take_error(self.handle)
-        tsflags = self._engine.receive_options(self.handle)[0]
-        control: list[tuple[int, int, bytes]] = []
-        stamped = origin == 4
-        if stamped and tsflags & 16:
-            control.append((_std.SOL_SOCKET, 37, struct.pack("=6q", *divmod(at, 1_000_000_000), 0, 0, 0, 0)))
-        offender = struct.pack("=HH4s8x", 0 if stamped else 2, 0, bytes(4))
-        control.append((0, 11, struct.pack("=IBBBBII", number, origin, kind, code, 0, info, data) + offender))
-        out = MSG_ERRQUEUE | (MSG_TRUNC if stamped and not tsflags & 0x800 else 0)
-        if not room:
-            return b"", [], out | MSG_CTRUNC, None
-        return b"", control, out, None
+        entry = self._engine.take_error(self.handle)
+        control, flags = error_control(entry, self._engine.receive_options(self.handle)[0])
+        return b"", control if room else [], flags | (0 if room else MSG_CTRUNC), None
 
     def recvfrom(self, bufsize: int, flags: int = 0) -> tuple[bytes, None]:
         """As recv; a stream has no sender address per read."""
@@ -357,17 +365,34 @@ class Socket:
                 return self._engine.send(self.handle, data, flags)
             finally:
                 self._driver.kick()
-        return self._send(memoryview(data).cast("B"), flags, self._timeout is None)
+        view = memoryview(data).cast("B")
+        sent = self._send_now(view, flags)
+        return sent if sent == len(view) else self._send(view, flags, self._timeout is None, sent)
 
-    def _send(self, view: memoryview, flags: int, whole: bool, finish: Callable[[int], Any] | None = None,
-              address: Address | None = None) -> Any:
+    def _send_now(self, view: memoryview, flags: int) -> int:
+        """What can be sent without waiting, as long as the connection is not opened by it."""
+        if self._defers or flags & MSG_FASTOPEN:
+            return 0
+        self._driver.before_call()
+        try:
+            return self._engine.send(self.handle, view, flags)
+        except BlockingIOError:
+            return 0
+        finally:
+            self._driver.kick()
+
+    def _send(self, view: memoryview, flags: int, whole: bool, sent: int = 0, address: Address | None = None,
+              strict: bool = False) -> int:
         """The blocking send. It may open the connection (address: MSG_FASTOPEN; or a connect that waited for data): then it
-        waits for the handshake, however much of the data went with the SYN, and goes on with the rest."""
+        waits for the handshake, however much of the data went with the SYN, and goes on with the rest. strict: an error counts
+        even after a part was sent."""
         deadline: tuple[int | None, bool] | None = None
         opening = address is not None or self._defers or bool(flags & MSG_FASTOPEN)
         handshake = False
-        sent = 0
         size = len(view)
+
+        def so_far() -> int:
+            return sent
 
         def step() -> bool:
             """Take some; True: enough."""
@@ -398,14 +423,16 @@ class Socket:
                         if sent < size:
                             self._engine.write_pending(self.handle)
                         if sent and not (whole and deadline[1]):
-                            block.on_timeout = lambda: sent
+                            block.on_timeout = so_far
                         raise
                 except OSError:
-                    if sent and not handshake:
+                    if sent and not handshake and not strict:
                         return sent
                     raise
 
-        return self._driver.call(attempt, finish)
+        if sent and not whole:
+            return sent
+        return self._driver.call(attempt)
 
     def _open(self, view: memoryview, flags: int, address: Address | None) -> int:
         """Connect with data; what the SYN could not take is left to later sends."""
@@ -419,12 +446,13 @@ class Socket:
     def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
         """Send everything or raise; a timeout counts for the whole."""
         view = memoryview(data).cast("B")
-
-        def whole(sent: int) -> None:
-            if sent < len(view):
-                raise failure(errno.EAGAIN, f"only {sent} of {len(view)} bytes could be sent in SO_SNDTIMEO")
-
-        self._send(view, flags, True, whole)
+        sent = self._send_now(view, flags)
+        if sent < len(view):
+            if self._timeout == 0:
+                raise failure(errno.EAGAIN, None)
+            sent = self._send(view, flags, True, sent, strict=True)
+        if sent < len(view):        # SO_SNDTIMEO
+            raise failure(errno.EAGAIN, None)
 
     def sendto(self, data: ReadableBuffer, *args: Any) -> int:
         """sendto(data, [flags,] address): with MSG_FASTOPEN opens the connection with data in the SYN; else as send."""
@@ -473,7 +501,7 @@ class Socket:
             raise ValueError(f"invalid mode {mode!r} (only r, w, b allowed)")
         writing = "w" in mode
         reading = "r" in mode or not writing
-        raw = _SocketIO(self, ("r" if reading else "") + ("w" if writing else ""))
+        raw = SocketIO(self, ("r" if reading else "") + ("w" if writing else ""))
         self._io_refs += 1
         if buffering is None:
             buffering = -1
@@ -528,6 +556,8 @@ class Socket:
             self._engine.setsockopt(self.handle, level, optname, value)
             if (level, optname) == (_std.IPPROTO_TCP, TCP_FASTOPEN_CONNECT):
                 self._defers = True
+            if (level, optname) == (_std.SOL_SOCKET, _std.SO_RCVLOWAT):
+                self._stack.uses_lowat = True
         finally:
             self._driver.kick()
 
@@ -573,48 +603,3 @@ class Socket:
         if inheritable:
             raise failure(errno.EINVAL, "a ustack socket cannot be passed to another process")
 
-
-class _SocketIO(io.RawIOBase):
-    """Raw file over a Socket, for makefile()."""
-
-    def __init__(self, sock: Socket, mode: str) -> None:
-        super().__init__()
-        self._sock = sock
-        self._mode = mode
-        self._timed_out = False
-
-    def readable(self) -> bool:
-        return "r" in self._mode and not self.closed
-
-    def writable(self) -> bool:
-        return "w" in self._mode and not self.closed
-
-    def readinto(self, buffer: WriteableBuffer) -> int | None:
-        if self._timed_out:
-            raise OSError("cannot read from timed out object")
-        try:
-            return self._sock.recv_into(buffer)
-        except TimeoutError:
-            self._timed_out = True
-            raise
-        except BlockingIOError:
-            return None
-
-    def write(self, data: ReadableBuffer) -> int | None:
-        try:
-            return self._sock.send(data)
-        except BlockingIOError:
-            return None
-
-    @property
-    def name(self) -> int:
-        return self._sock.fileno() if not self.closed else -1
-
-    @property
-    def mode(self) -> str:
-        return self._mode + "b"
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            self._sock._decref_io()

@@ -25,6 +25,7 @@ from ustack.route import parse_address, parse_route
 from ustack.sysctl import Sysctl
 
 if TYPE_CHECKING:
+    from ustack.drivers.base import Driver
     from ustack.links.base import Link
 
 log = logging.getLogger("ustack")
@@ -49,6 +50,7 @@ class Stack:
         self.name = name or f"stack{next(_names)}"
         self.stopped = False
         self.default_timeout: float | None = None
+        self.uses_lowat = False     # a socket of ours has set SO_RCVLOWAT, so a blocking recv has to look at it
         self._sockets: weakref.WeakSet[Socket] = weakref.WeakSet()
         if isinstance(address, str):
             address = [address]
@@ -70,11 +72,12 @@ class Stack:
         )
         self.sysctl = Sysctl(self.engine)
         self.link_device = link
-        self._driver: Any
+        self._driver: Driver
         if clock is not None:
-            self._driver = ManualDriver(self.engine, clock)
+            self._by_hand = ManualDriver(self.engine, clock)
+            self._driver = self._by_hand
             if link is not None:
-                link.attach_manual(self, self._driver)
+                link.attach_manual(self, self._by_hand)
         else:
             if link is None:
                 raise ValueError("a stack without a VirtualClock needs a link: TunLink(name), RawLink(ifname), MemoryLink() ...")
@@ -195,7 +198,7 @@ class Stack:
     def _manual(self) -> ManualDriver:
         if self.clock is None:
             raise RuntimeError("only a stack with a VirtualClock is driven by hand; this one runs on its engine thread")
-        return self._driver  # type: ignore[no-any-return]
+        return self._by_hand
 
     def inject(self, packet: bytes, at: int | None = None, csum: int = 0, gso_size: int = 0) -> int:
         """One packet from the network at virtual time `at` (ns; default now). Returns the drop reason's number, 0 = taken."""
@@ -215,7 +218,7 @@ class Stack:
         """Virtual time of the next timer of this stack, or None."""
         return self._manual().next_timeout()
 
-    def submit(self, sock: Socket, op: str, *args: Any, **kwargs: Any) -> Completion:
+    def submit(self, sock: Any, op: str, *args: Any, **kwargs: Any) -> Completion:
         """Start sock.op(*args); if it would block it completes while the clock runs: Completion(done, result, errno, at)."""
         return self._manual().submit(lambda: getattr(sock, op)(*args, **kwargs))
 
@@ -230,7 +233,7 @@ class Stack:
         """SO_RCVLOWAT: what a blocking recv waits for."""
         return int(struct.unpack("i", self.engine.getsockopt(sock.handle, 1, 18, 4))[0])
 
-    def _make_fd(self, handle: int) -> Any:
+    def _make_fd(self, handle: int) -> int:
         return self._driver.make_fd(handle)
 
     def _drop_fd(self, handle: int) -> None:

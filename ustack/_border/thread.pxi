@@ -57,19 +57,18 @@ cdef inline void let_in(shared_t* s) noexcept nogil:
         sched_yield()
 
 
-cdef void take_ready(loop_t* l) noexcept nogil:
-    """Empty e.ready; what has a descriptor is remembered. Under the lock. A full list leaves the rest for the next turn."""
-    cdef engine_t* e = l.e
+cdef uint32_t take_ready(engine_t* e, idx_t* touched) noexcept nogil:
+    """Empty e.ready; returns how many sockets with a descriptor stand in touched (room for BATCH; the rest stays on the list)."""
     cdef tcb_t* sk
-    l.n_touched = 0
-    while e.ready and l.n_touched < BATCH:
+    cdef uint32_t n = 0
+    while e.ready and n < BATCH:
         sk = sk_at(e, e.ready)
         e.ready = sk.ready_next
         sk.sflags &= ~<uint32_t> SF_IN_READY
-        sk.wake_mask = 0
         if sk.sflags & SF_HAS_FD:
-            l.touched[l.n_touched] = sk.idx
-            l.n_touched += 1
+            touched[n] = sk.idx
+            n += 1
+    return n
 
 
 cdef void through_stages_in(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
@@ -151,7 +150,7 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
     engine_poll(e, now)
     service_pump(e, l.scratch)
     engine_loop(e)
-    take_ready(l)
+    l.n_touched = take_ready(e, l.touched)
     if e.woken:
         post_woken(e)
     tx_swap(e, &l.batch)
@@ -470,3 +469,15 @@ def mirror_remove(Engine engine not None, uint64_t h):
     ms.slots[slot - 1].user_fd = -1
     pthread_mutex_unlock(&ms.mu)
     return user_fd, peer_fd
+
+
+def show_ready(Engine engine not None):
+    """Empty the list of sockets with wake-ups; their descriptors show it. What the engine thread does each turn, for a driver without one."""
+    cdef idx_t touched[BATCH]
+    cdef uint32_t n
+    while engine.e.ready:
+        acquire(engine.e, &engine.s)
+        n = take_ready(engine.e, touched)
+        release(engine.e, &engine.s)
+        if n:
+            mirror_sync(engine.mirrors, engine.e, &engine.s, touched, n)

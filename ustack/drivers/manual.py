@@ -13,7 +13,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ustack import _fastpath
 from ustack.clock import VirtualClock
+from ustack.drivers.base import drop_mirror, make_mirror
 from ustack.errors import failure
 
 if TYPE_CHECKING:
@@ -148,6 +150,7 @@ class ManualDriver:
                 for completion in list(self._pending):
                     progress = completion._step() or progress
                 self._pending = [c for c in self._pending if not c.done]
+            _fastpath.show_ready(self.engine)
 
     def take(self) -> list[Any]:
         """Every packet since the last take, oldest first."""
@@ -234,6 +237,13 @@ class ManualDriver:
 
     def before_call(self) -> None:
         self.engine.advance(self.clock.now)
+
+    def make_fd(self, handle: int) -> int:
+        """A descriptor that polls as the socket does at the present virtual time."""
+        return make_mirror(self.engine, handle)
+
+    def drop_fd(self, handle: int) -> None:
+        drop_mirror(self.engine, handle)
 
     def start(self) -> None:
         pass

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import threading
 import time
 import weakref
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ustack import _fastpath
+from ustack.drivers.base import drop_mirror, make_mirror
 from ustack.drivers.manual import WouldBlock
 from ustack.errors import failure
 
@@ -107,23 +107,10 @@ class ThreadedDriver:
     # ---- descriptors ---------------------------------------------------------------------------------------------------------
     def make_fd(self, handle: int) -> int:
         """A descriptor that polls as the socket does."""
-        user, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (user, peer):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-        try:
-            _fastpath.mirror_add(self.engine, handle, user.fileno(), peer.fileno())
-        except BaseException:
-            user.close()
-            peer.close()
-            raise
-        peer.detach()
-        return user.detach()
+        return make_mirror(self.engine, handle)
 
     def drop_fd(self, handle: int) -> None:
-        fds = _fastpath.mirror_remove(self.engine, handle)
-        for fd in fds or ():
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        drop_mirror(self.engine, handle)
 
     def counters(self) -> dict[str, Any]:
         """Packets and bytes of the link, turns and sleeps of the loop."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .recording import (
     AddressStep,
@@ -99,8 +99,8 @@ def build(recording: Recording, scenario: Scenario, seed: int = 0) -> Target:
     if first is None:
         raise SetupError("the scenario sets no address up")
     mtu = next((s.mtu for s in setup if isinstance(s, LinkStep) and s.mtu), None)
-    stack: Target = Stack(None, first.words.split()[0], clock=VirtualClock(), seed=seed, mtu=mtu, default_route=False,
-                          cookie_phase_ns=cookie_phase(scenario))
+    stack: Target = cast(Target, Stack(None, first.words.split()[0], clock=VirtualClock(), seed=seed, mtu=mtu,
+                                       default_route=False, cookie_phase_ns=cookie_phase(scenario)))
     values = dict(memory_defaults(recording))
     if scenario.tfo_key and not any(isinstance(s, SysctlStep) and s.name.endswith("tcp_fastopen_key")
                                     for s in scenario.steps):
