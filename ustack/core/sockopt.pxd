@@ -12,7 +12,7 @@ from ustack.core.types cimport (
 from ustack.core.cc cimport cc_assign, cc_by_name, cc_name
 from ustack.core.fastopen cimport fastopen_init_key_once
 from ustack.core.output cimport tcp_push_pending_frames
-from ustack.core.pool cimport pool_alloc
+from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.rcvwin cimport tcp_space_from_win
 from ustack.core.recvmsg cimport tcp_cleanup_rbuf
 from ustack.core.records cimport listener_t, reqext_t
@@ -642,6 +642,8 @@ cdef inline int get_saved_syn(engine_t* e, tcb_t* sk, uint8_t* out, uint32_t* n)
         return -E_INVAL
     n[0] = ext.saved_syn_len
     memcpy(out, ext.saved_syn, ext.saved_syn_len)
+    pool_free(&e.ext, sk.saved_syn)
+    sk.saved_syn = 0
     return 0
 
 
