@@ -16,16 +16,16 @@ import ustack
 SERVER = "192.0.2.2"
 
 
-def transfer(seed: int, size: int, sysctl: dict[str, Any], out: dict[str, Any], back: dict[str, Any],
-             cc: str = "cubic") -> tuple[dict[str, int], float]:
+def transfer(
+    seed: int, size: int, sysctl: dict[str, Any], out: dict[str, Any], back: dict[str, Any], cc: str = "cubic"
+) -> tuple[dict[str, int], float]:
     """The sender's counters and the virtual seconds it took."""
     clock = ustack.VirtualClock()
     left, right = ustack.MemoryLink.pair()
     a = ustack.ImpairedLink(left, seed=seed, direction="out", **out)
     b = ustack.ImpairedLink(right, seed=seed + 1, direction="out", **back)
     with (
-        ustack.Stack(a, "192.0.2.1/24", clock=clock, seed=1,
-                     sysctl={"net.ipv4.tcp_congestion_control": cc, **sysctl}) as client,
+        ustack.Stack(a, "192.0.2.1/24", clock=clock, seed=1, sysctl={"net.ipv4.tcp_congestion_control": cc, **sysctl}) as client,
         ustack.Stack(b, f"{SERVER}/24", clock=clock, seed=2, sysctl=sysctl) as server,
     ):
         listener = server.create_server((SERVER, 80))
@@ -50,8 +50,12 @@ def transfer(seed: int, size: int, sysctl: dict[str, Any], out: dict[str, Any], 
 def test_every_byte_arrives(seed: int) -> None:
     rng = random.Random(seed)
     delay = rng.choice([0.0, 0.001, 0.02, 0.1])
-    out = {"delay": delay, "jitter": rng.choice([0, 0, 0.001, 0.01, 0.05]), "loss": rng.choice([0, 0.01, 0.03, 0.1]),
-           "duplicate": rng.choice([0, 0, 0.05])}
+    out = {
+        "delay": delay,
+        "jitter": rng.choice([0, 0, 0.001, 0.01, 0.05]),
+        "loss": rng.choice([0, 0.01, 0.03, 0.1]),
+        "duplicate": rng.choice([0, 0, 0.05]),
+    }
     back = {"delay": delay, "loss": rng.choice([0, 0, 0.05, 0.1])}
     sysctl = {
         "net.ipv4.tcp_sack": rng.choice([1, 1, 1, 0]),
