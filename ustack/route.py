@@ -14,6 +14,7 @@ _NUMBERS = {
     "cwnd": "cwnd", "reordering": "reordering", "hoplimit": "hoplimit", "quickack": "quickack",
     "fastopen_no_cookie": "fastopen_no_cookie",
 }
+_LOCKS = {"rtt": 1, "rttvar": 2, "ssthresh": 4, "cwnd": 8, "reordering": 16}
 _TIMES = {"rto_min": "rto_min_ms", "rtt": "rtt_ms", "rttvar": "rttvar_ms"}
 _IGNORED = {"dev", "via", "proto", "scope", "metric", "table", "pref", "preference", "tos", "src_port"}
 _CC = {"reno": 1, "cubic": 2, "bbr": 3}
@@ -79,6 +80,8 @@ def parse_route(command: str) -> tuple[int, dict[str, int]]:
         locked = value == "lock" and bool(words)
         if locked:
             value = words.pop(0)
+            if word in _LOCKS:
+                fields["metric_lock"] = fields.get("metric_lock", 0) | _LOCKS[word]
         if word in _NUMBERS and value.isdigit():
             fields[_NUMBERS[word]] = int(value)
             if word == "mtu" and locked:

@@ -141,8 +141,10 @@ def change_route(Engine engine not None, int op, dict fields):
     r.features = fields.get("features", 0)
     r.fastopen_no_cookie = fields.get("fastopen_no_cookie", 0)
     r.cc = fields.get("cc", 0)
+    r.metric_lock = fields.get("metric_lock", 0)
     known -= {"dst", "plen", "type", "src", "mtu", "mtu_lock", "advmss", "window", "initcwnd", "initrwnd", "rto_min_ms", "rtt_ms",
-              "rttvar_ms", "ssthresh", "cwnd", "reordering", "hoplimit", "quickack", "features", "fastopen_no_cookie", "cc"}
+              "rttvar_ms", "ssthresh", "cwnd", "reordering", "hoplimit", "quickack", "features", "fastopen_no_cookie",
+              "cc", "metric_lock"}
     if known:
         raise failure(E_INVAL, f"unknown route metrics {sorted(known)}")
     acquire(engine.e, &engine.s)

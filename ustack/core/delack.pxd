@@ -16,7 +16,7 @@ from ustack.core.rcvwin cimport (
     RMEM_TO_WIN_SHIFT, TCP_MIN_MSS, TCP_MSS_DEFAULT, __tcp_select_window, tcp_full_space, tcp_grow_window,
     tcp_rcv_rtt_measure, tcp_set_window_clamp,
 )
-from ustack.core.route cimport sk_rt
+from ustack.core.route cimport sk_rt, sk_rto_min
 from ustack.core.seqno cimport i64_max, i64_min, u32_min
 from ustack.core.sock cimport jiffies_up, sk_reset_delack
 from ustack.core.state cimport engine_t, route_t
@@ -170,7 +170,7 @@ cdef inline int grow_truesize_(const seg_t* s) noexcept nogil:
 # ---- sending the ACK -----------------------------------------------------------------------------------------------
 cdef inline ns_t tcp_delack_max(engine_t* e, const tcb_t* sk) noexcept nogil:
     """A tick less than the peer's smallest retransmission timeout."""
-    return i64_min(sk.delack_max, i64_max(sk.rto_min, 2 * e.tick) - e.tick)
+    return i64_min(sk.delack_max, i64_max(sk_rto_min(e, sk), 2 * e.tick) - e.tick)
 
 
 cdef inline void tcp_send_delayed_ack(engine_t* e, tcb_t* sk) noexcept nogil:

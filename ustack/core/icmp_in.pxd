@@ -20,7 +20,8 @@ from ustack.core.recovery cimport tcp_simple_retransmit
 from ustack.core.records cimport reqext_t
 from ustack.core.request cimport request_icmp
 from ustack.core.route cimport (
-    IP_PMTUDISC_DONT, IP_PMTUDISC_INTERFACE, IP_PMTUDISC_OMIT, is_broadcast, pmtu_update, route_mtu, sk_dont_fragment, sk_route,
+    IP_PMTUDISC_DONT, IP_PMTUDISC_INTERFACE, IP_PMTUDISC_OMIT, is_broadcast, pmtu_update, route_mtu,
+    sk_dont_fragment, sk_route, sk_rto_min,
 )
 from ustack.core.rtt cimport rtt_rto
 from ustack.core.seqno cimport between, i64_min
@@ -85,7 +86,7 @@ cdef inline void tcp_ld_RTO_revert(engine_t* e, tcb_t* sk, uint32_t seq) noexcep
     if seq != sk.snd_una or sk.retransmits == 0 or sk.backoff == 0 or sk.sq_head == 0:
         return
     sk.backoff -= 1
-    sk.rto = rtt_rto(&sk.rtt, e.tick, sk.rto_min, rto_max) if sk.rtt.srtt_us != 0 else NS_PER_SEC
+    sk.rto = rtt_rto(&sk.rtt, e.tick, sk_rto_min(e, sk), rto_max) if sk.rtt.srtt_us != 0 else NS_PER_SEC
     sk.rto = i64_min(sk.rto << sk.backoff, rto_max)
     passed = e.now - sr_at(e, sk.sq_head).tx_time
     passed = (passed + e.tick - 1) // e.tick * e.tick

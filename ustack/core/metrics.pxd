@@ -8,8 +8,8 @@
 from libc.string cimport memcpy, memset
 
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free
-from ustack.core.route cimport rt_entry, route_find_, sk_route
-from ustack.core.seqno cimport u32_max
+from ustack.core.route cimport route_find_, rt_entry, sk_route, sk_rto_min
+from ustack.core.seqno cimport i64_max, u32_max
 from ustack.core.state cimport METRICS_HASH, engine_t, metrics_t, route_t
 from ustack.core.tcb cimport TCP_CA_OPEN, TCP_INFINITE_SSTHRESH, tcb_t
 from ustack.core.types cimport NS_PER_SEC, int32_t, idx_t, ns_t, uint8_t, uint16_t, uint32_t
@@ -139,7 +139,7 @@ cdef inline void tcp_init_metrics(engine_t* e, tcb_t* sk) noexcept nogil:
     if crtt > sk.rtt.srtt_us:
         t = <ns_t>crtt * 1000 // (8 * e.tick)       # in ticks, rounded down
         t *= e.tick
-        sk.rto = t + (2 * t if 2 * t > sk.rto_min else sk.rto_min)
+        sk.rto = t + i64_max(2 * t, sk_rto_min(e, sk))
     elif sk.rtt.srtt_us == 0:
         sk.rtt.rttvar_us = TCP_TIMEOUT_FALLBACK_US
         sk.rtt.mdev_max_us = TCP_TIMEOUT_FALLBACK_US

@@ -11,6 +11,7 @@ from libc.string cimport memset
 
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free
 from ustack.core.seqno cimport u32_max, u32_min
+from ustack.core.sock cimport jiffies_up
 from ustack.core.state cimport (
     MAX_ADDR, MAX_ROUTE, PMTU_HASH, RTF_BLACKHOLE, RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, RTF_NONE, RTF_PROHIBIT, RTF_UNICAST,
     RTF_UNREACHABLE, addr_t, engine_t, pmtu_t, route_t,
@@ -18,7 +19,7 @@ from ustack.core.state cimport (
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport (
     DROP_IP_INADDRERRORS, DROP_IP_INVALID_DEST, DROP_IP_INVALID_SOURCE, DROP_IP_LOCAL_SOURCE, E_ACCES, E_ADDRNOTAVAIL,
-    E_HOSTUNREACH, E_INVAL, E_NETUNREACH, E_NOBUFS, E_NOENT, NS_PER_SEC, idx_t, ns_t, uint8_t, uint16_t, uint32_t,
+    E_HOSTUNREACH, E_INVAL, E_NETUNREACH, E_NOBUFS, E_NOENT, NS_PER_MS, NS_PER_SEC, idx_t, ns_t, uint8_t, uint16_t, uint32_t,
 )
 
 cdef enum:
@@ -438,7 +439,7 @@ cdef inline int sk_route(engine_t* e, tcb_t* sk) noexcept nogil:
     return rc
 
 
-cdef inline const route_t* sk_rt(engine_t* e, tcb_t* sk) noexcept nogil:
+cdef inline const route_t* sk_rt(engine_t* e, const tcb_t* sk) noexcept nogil:
     # The metrics of the socket's route as last looked up; NULL = none (no route, loopback).
     return rt_entry(e, sk.rt)
 
@@ -453,6 +454,12 @@ cdef inline uint32_t route_mtu(engine_t* e, tcb_t* sk) noexcept nogil:
 
 cdef inline uint32_t sk_advmss(engine_t* e, tcb_t* sk) noexcept nogil:
     return route_advmss(e, sk_rt(e, sk), route_mtu(e, sk))
+
+
+cdef inline ns_t sk_rto_min(engine_t* e, const tcb_t* sk) noexcept nogil:
+    # tcp_rto_min, in whole ticks: the route's word counts more than the socket's.
+    cdef const route_t* r = sk_rt(e, sk)
+    return jiffies_up(e, <ns_t>r.rto_min_ms * NS_PER_MS if r != NULL and r.rto_min_ms != 0 else sk.rto_min)
 
 
 cdef inline bint sk_dont_fragment(engine_t* e, tcb_t* sk) noexcept nogil:

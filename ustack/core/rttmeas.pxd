@@ -7,20 +7,12 @@
 from ustack.core.types cimport NS_PER_MS, NS_PER_US, int64_t, ns_t, uint32_t
 from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt
 from ustack.core.output cimport tcp_rto_max
-from ustack.core.route cimport sk_rt
+from ustack.core.route cimport sk_rto_min
 from ustack.core.rtt cimport minmax_running_min, rtt_rto, rtt_sample
 from ustack.core.sack cimport FLAG_ACKED, FLAG_ACK_MAYBE_DELAYED, FLAG_SYN_ACKED
-from ustack.core.sock cimport jiffies_up, tcp_clock_ms
-from ustack.core.state cimport engine_t, route_t
+from ustack.core.sock cimport tcp_clock_ms
+from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
-
-
-cdef inline ns_t tcp_rto_min(engine_t* e, tcb_t* sk) noexcept nogil:
-    """The route's rto_min, or the socket's."""
-    cdef const route_t* rt = sk_rt(e, sk)
-    if rt != NULL and rt.rto_min_ms:
-        return jiffies_up(e, <ns_t> rt.rto_min_ms * NS_PER_MS)
-    return jiffies_up(e, sk.rto_min)
 
 
 cdef inline int64_t tcp_rtt_tsopt_us(engine_t* e, tcb_t* sk, uint32_t min_delta_ms) noexcept nogil:
@@ -52,7 +44,7 @@ cdef inline bint tcp_ack_update_rtt(engine_t* e, tcb_t* sk, int flag, int64_t se
     if seq_rtt_us < 0:
         return False
     tcp_update_rtt_min(e, sk, <uint32_t> ca_rtt_us, flag)
-    rtt_sample(&sk.rtt, seq_rtt_us, sk.snd_una, sk.snd_nxt, <uint32_t> (tcp_rto_min(e, sk) // NS_PER_US))
+    rtt_sample(&sk.rtt, seq_rtt_us, sk.snd_una, sk.snd_nxt, <uint32_t> (sk_rto_min(e, sk) // NS_PER_US))
     sk.rto = rtt_rto(&sk.rtt, e.tick, 0, tcp_rto_max(e, sk))
     sk.backoff = 0
     return True

@@ -13,6 +13,7 @@ from ustack.core.output cimport (
 )
 from ustack.core.records cimport reqext_t
 from ustack.core.recovery cimport tcp_enter_loss, tcp_rack_reo_timeout, tcp_xmit_retransmit_queue
+from ustack.core.route cimport sk_rto_min
 from ustack.core.rtt cimport rtt_rto
 from ustack.core.sendq cimport (
     SOCK_MIN_SNDBUF, sq_rtx_head, sq_wq_empty, tcp_is_sack, tcp_packets_in_flight, tcp_write_queue_purge,
@@ -190,7 +191,7 @@ cdef inline void rto_backoff(engine_t* e, tcb_t* sk) noexcept nogil:
     if (sk.state == TCP_ESTABLISHED and (sk.thin_lto or e.cfg.tcp_thin_linear_timeouts) and tcp_stream_is_thin(sk)
             and sk.retransmits <= THIN_LINEAR_RETRIES):
         sk.backoff = 0
-        sk.rto = rtt_rto(&sk.rtt, e.tick, sk.rto_min, top)
+        sk.rto = rtt_rto(&sk.rtt, e.tick, sk_rto_min(e, sk), top)
     elif sk.state != TCP_SYN_SENT or sk.total_rto > e.cfg.tcp_syn_linear_timeouts:
         sk.backoff += 1
         sk.rto = i64_min(sk.rto << 1, top)

@@ -11,6 +11,7 @@ from ustack.core.mss cimport tcp_mss_to_mtu, tcp_tso_segs
 from ustack.core.mtuprobe cimport tcp_mtu_probe
 from ustack.core.records cimport srec_t
 from ustack.core.retrans cimport tcp_rearm_rto, tcp_rto_delta
+from ustack.core.route cimport sk_rto_min
 from ustack.core.sendq cimport (
     sq_mark_sent, sq_rtx_head, sq_split, sq_unlink_free, sq_wq_empty, sr_can_collapse_to, tcp_check_space, tcp_chrono_start,
     tcp_chrono_stop, tcp_is_sack, tcp_packets_in_flight, tcp_set_tso_segs, tcp_urg_mode, tcp_wnd_end,
@@ -160,7 +161,7 @@ cdef inline bint tcp_schedule_loss_probe(engine_t* e, tcb_t* sk, bint advancing_
         return False
     if sk.rtt.srtt_us:
         timeout = <ns_t> (sk.rtt.srtt_us >> 2) * NS_PER_US
-        timeout += sk.rto_min if sk.packets_out == 1 else TCP_TIMEOUT_MIN_NS
+        timeout += sk_rto_min(e, sk) if sk.packets_out == 1 else TCP_TIMEOUT_MIN_NS
     else:
         timeout = NS_PER_SEC
     rto = sk.rto if advancing_rto else tcp_rto_delta(e, sk)
