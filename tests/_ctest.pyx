@@ -726,8 +726,29 @@ def tx_cut(hdr, payload, int split, int gso_size, bint partial=True):
     return packets, out.get()
 # ---- congestion control: an engine and a socket that nothing is connected to
 
+# A module of the user's own: halves at once, adds a packet per ACK.
+cdef uint32_t own_ssthresh(engine_t* e, tcb_t* sk) noexcept nogil:
+    return sk.snd_cwnd // 2
+
+
+cdef void own_cong_avoid(engine_t* e, tcb_t* sk, uint32_t ack, uint32_t acked) noexcept nogil:
+    sk.snd_cwnd += 1
+
+
+cdef uint32_t own_undo(engine_t* e, tcb_t* sk) noexcept nogil:
+    return sk.prior_cwnd
+
+
+cdef cc.cc_ops_t own_ops
+own_ops.name = "own"
+own_ops.flags = cc.CC_F_PACING
+own_ops.ssthresh = own_ssthresh
+own_ops.cong_avoid = own_cong_avoid
+own_ops.undo_cwnd = own_undo
+
+
 cdef class Cc:
-    # cc: reno, cubic, bbr. Fields of the socket and parameters of the configuration by name; now in ns.
+    # name: reno, cubic, bbr, own. Fields of the socket and parameters of the configuration by name; now in ns.
     cdef engine_t* e
     cdef tcb_t* sk
 
@@ -742,6 +763,7 @@ cdef class Cc:
         self.e.now = now
         self.e.tso_max = 65536
         prng_seed(&self.e.prng, <const uint8_t*>b"seed", 4)
+        self.e.cc_user = &own_ops
         self.sk.cc = <uint8_t>cc.cc_by_name(self.e, raw, <uint32_t>len(raw))
         self.sk.snd_cwnd = 10
         self.sk.snd_ssthresh = 0x7fffffff

@@ -32,9 +32,19 @@ def round_trips(cc, n, rtt_ms, start=0, on_round=None):
 # ---- names
 
 
-@pytest.mark.parametrize("name", ["reno", "cubic", "bbr"])
+@pytest.mark.parametrize("name", ["reno", "cubic", "bbr", "own"])
 def test_a_module_is_chosen_by_its_name(name):
     assert ct.Cc(name).name() == name
+
+
+def test_a_module_of_the_users_own_is_asked_through_its_table() -> None:
+    cc = ct.Cc("own").set(cwnd=30)
+    assert cc.get()["pacing_needed"] == 1
+    cc.ack(10)
+    assert cc.get()["cwnd"] == 31
+    cc.cut()
+    assert cc.get()["cwnd"] == cc.get()["ssthresh"] == 15
+    assert cc.undo() == 31
 
 
 # ---- reno
