@@ -17,7 +17,7 @@ MSG_TRUNC, MSG_ERRQUEUE = 0x20, 0x2000
 SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING = 29, 35, 37
 RX_SOFTWARE, SOFTWARE, OPT_TSONLY = 8, 16, 0x800
 IP_RECVERR, TCP_CM_INQ = 11, 36
-ORIGIN_TIMESTAMPING = 4
+ORIGIN_ICMP, ORIGIN_TIMESTAMPING = 2, 4
 
 
 def received_control(stamp: int, left: int, options: tuple[int, bool, bool, bool]) -> list[Control]:
@@ -43,7 +43,7 @@ def error_control(entry: tuple[int, int, int, int, int, int, int], tsflags: int)
     stamped = origin == ORIGIN_TIMESTAMPING
     if stamped and tsflags & SOFTWARE:
         control.append((_std.SOL_SOCKET, SO_TIMESTAMPING, struct.pack("=6q", *divmod(at, 1_000_000_000), 0, 0, 0, 0)))
-    offender = struct.pack("=HH4s8x", 0 if stamped else 2, 0, bytes(4))
+    offender = struct.pack("=HH4s8x", 2 if origin == ORIGIN_ICMP else 0, 0, bytes(4))
     control.append((0, IP_RECVERR, struct.pack("=IBBBBII", number, origin, kind, code, 0, info, data) + offender))
     return control, MSG_ERRQUEUE | (MSG_TRUNC if stamped and not tsflags & OPT_TSONLY else 0)
 

@@ -406,3 +406,66 @@ def test_a_link_that_refuses_is_tried_again() -> None:
         t.run("1.100 quiet")
         t.stack.link(refuse=False)
         t.run("1.212 > P. 1(100) ack 1\n1.220 < . 1 ack 101")
+
+
+# ---- zero copy -------------------------------------------------------------------------------------------------------
+def notification(t: Connected) -> tuple[int, int, int, int]:
+    """(origin, code, first, last) of the next entry of the error queue."""
+    _, control, flags, _ = t.sock.recvmsg(100, 100, 0x2000)
+    assert flags & 0x2000
+    ((level, kind, data),) = control
+    assert (level, kind) == (0, 11)
+    errno, origin, typ, code, _, info, last = struct.unpack_from("=IBBBBII", data)
+    assert (errno, typ) == (0, 0)
+    return origin, code, info, last
+
+
+def test_zero_copy_sends_are_reported_by_number_when_acknowledged() -> None:
+    with Connected() as t:
+        t.opt(60, 1, SOL_SOCKET)
+        t.opt(NODELAY, 1)
+        assert t.send(100, 0x4000000) == 100
+        assert t.send(100, 0x4000000) == 100
+        t.run("1.000 > P. 1(100) ack 1\n1.000 > P. 101(100) ack 1")
+        assert not t.sock.poll() & 8
+        with pytest.raises(BlockingIOError):
+            t.sock.recvmsg(100, 100, 0x2000)
+        t.line("1.010 < . 1 ack 101")
+        assert t.sock.poll() & 8
+        t.line("1.011 < . 1 ack 201")
+        assert notification(t) == (5, 1, 0, 1)
+        assert not t.sock.poll() & 8
+
+
+def test_calls_that_share_a_record_share_a_notification() -> None:
+    with Connected() as t:
+        t.opt(60, 1, SOL_SOCKET)
+        t.opt(CORK, 1)
+        for _ in range(3):
+            t.send(100, 0x4000000)
+        t.opt(CORK, 0)
+        t.run("1.000 > P. 1(300) ack 1\n1.010 < . 1 ack 301")
+        assert notification(t) == (5, 1, 0, 2)
+
+
+def test_a_zero_copy_send_that_takes_nothing_has_no_number() -> None:
+    with Connected() as t:
+        t.opt(60, 1, SOL_SOCKET)
+        t.opt(NOTSENT_LOWAT, 1)
+        t.line("1.000 < . 1 ack 1 win 0")
+        t.send(100, 0x4000000 | MSG_EOR)
+        with pytest.raises(BlockingIOError):
+            t.send(100000, 0x4000000)
+        t.run("1.000 < . 1 ack 1 win 1000\n1.000 > P. 1(100) ack 1\n1.010 < . 1 ack 101")
+        assert notification(t) == (5, 1, 0, 0)
+        t.send(10, 0x4000000)
+        t.run("1.010 > P. 101(10) ack 1\n1.020 < . 1 ack 111")
+        assert notification(t) == (5, 1, 1, 1)
+
+
+def test_zero_copy_needs_the_option() -> None:
+    with Connected() as t:
+        t.send(100, 0x4000000)
+        t.run("1.000 > P. 1(100) ack 1\n1.010 < . 1 ack 101")
+        with pytest.raises(BlockingIOError):
+            t.sock.recvmsg(100, 100, 0x2000)

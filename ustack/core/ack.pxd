@@ -21,7 +21,7 @@ from ustack.core.cwnd cimport (
     CA_ACK_ECE, CA_ACK_SLOWPATH, CA_ACK_WIN_UPDATE, ack_sample_t, rate_sample_t, tcp_in_cwnd_reduction, tcp_is_reno, tcp_mstamp,
     tcp_stamp_us_delta, tcp_update_pacing_rate, us_of,
 )
-from ustack.core.errq cimport tcp_ack_tstamp
+from ustack.core.txstamp cimport tcp_ack_tstamp
 from ustack.core.loss cimport (
     SR_ANY_RETRANS, tcp_check_sack_reordering, tcp_count_delivered, tcp_highest_sack_seq, tcp_rack_advance, tcp_rack_update_reo_wnd,
     tcp_remove_reno_sacks, tcp_skb_spurious_retrans, tcp_verify_queue,

@@ -6,7 +6,7 @@
 from ustack.core.mss cimport tcp_current_mss, tcp_mss_to_mtu, tcp_mtu_to_mss, tcp_sync_mss
 from ustack.core.records cimport srec_t
 from ustack.core.sendq cimport (
-    sq_split, sq_unlink_free, sq_wq_empty, sr_can_collapse_to, tcp_packets_in_flight, tcp_set_tso_segs, tcp_wnd_end,
+    sq_split, sq_unlink_free, sq_wq_empty, sr_can_merge, tcp_packets_in_flight, tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, i32_max, i32_min, u32_min
 from ustack.core.sock cimport sr_at
@@ -54,7 +54,7 @@ cdef inline bint mtu_probe_coalesce(engine_t* e, tcb_t* sk, uint32_t size) noexc
         r = sr_at(e, i)
         if size <= r.len:
             return True
-        if r.next == 0 or not sr_can_collapse_to(r):
+        if r.next == 0 or r.tstamp_flags or not sr_can_merge(r, sr_at(e, r.next)):
             return False
         size -= r.len
         i = r.next

@@ -69,6 +69,10 @@ cdef struct reqext_t:           # what few requests need; also the record of err
     uint32_t ee_info
     uint32_t ee_data
     ns_t ee_time                # wall clock, for SCM_TIMESTAMPING
+    uint32_t zc_refs            # zero copy: records and calls that still hold the notification
+    uint32_t zc_len             # calls it speaks for, the first is ee_info
+    uint32_t zc_bytes
+    uint8_t zc_copied           # a link has taken a copy
 
 # ---- TIME_WAIT ---------------------------------------------------------------------------------------------------------------
 cdef struct tw_t:
@@ -181,6 +185,7 @@ cdef struct srec_t:             # send record, Linux's skb in the write or retra
     uint8_t tstamp_flags        # SO_TIMESTAMPING requests (bits: SCHED, SW, ACK)
     uint8_t sent                # in the retransmit queue
     uint32_t tskey
+    idx_t zc                    # zero-copy notification (ext record) its bytes belong to, 0 = none: such records are never merged
     uint32_t len                # payload bytes
 
 cdef struct rrec_t:             # receive record, Linux's skb in the receive or out-of-order queue (facts J30)

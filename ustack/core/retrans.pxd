@@ -7,7 +7,7 @@ from ustack.core.mss cimport TCP_MIN_GSO_SIZE, tcp_current_mss
 from ustack.core.records cimport SR_EVER_RETRANS, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.route cimport sk_route
 from ustack.core.sendq cimport (
-    sq_rtx_head, sq_rtx_next, sq_split, sq_too_big, sq_trim_head, sq_unlink_free, sr_can_collapse_to, tcp_adjust_pcount,
+    sq_rtx_head, sq_rtx_next, sq_split, sq_too_big, sq_trim_head, sq_unlink_free, sr_can_collapse_to, sr_can_merge, tcp_adjust_pcount,
     tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_min
@@ -97,7 +97,7 @@ cdef inline void tcp_retrans_try_collapse(engine_t* e, tcb_t* sk, idx_t i, int64
         if j == 0:
             return
         b = sr_at(e, j)
-        if not tcp_can_collapse(b) or not sr_can_collapse_to(r):
+        if not tcp_can_collapse(b) or not sr_can_merge(r, b):
             return
         space -= b.len
         if space < 0 or after(b.end_seq, tcp_wnd_end(sk)) or r.len + b.len >= 65535 * TCP_MIN_GSO_SIZE:

@@ -13,7 +13,7 @@ from ustack.core.mss cimport TCP_MIN_GSO_SIZE
 from ustack.core.rate cimport tcp_rate_skb_delivered
 from ustack.core.records cimport SR_EVER_RETRANS, SR_LOST, SR_RETRANS, SR_SACKED, SR_TAGBITS, srec_t
 from ustack.core.retrans cimport tcp_fragment_rtx
-from ustack.core.sendq cimport sq_rtx_head, sq_rtx_next, sq_ts_unlink, sq_unlink_free
+from ustack.core.sendq cimport sq_rtx_head, sq_rtx_next, sq_ts_unlink, sq_unlink_free, sr_can_merge
 from ustack.core.seqno cimport after, before, i32_max
 from ustack.core.sock cimport sr_at
 from ustack.core.state cimport engine_t
@@ -289,7 +289,7 @@ cdef inline idx_t tcp_shift_skb_data(engine_t* e, tcb_t* sk, idx_t i, sack_state
     cdef int n = -1
     if pi != 0 and (dup_sack or r.sacked & (SR_LOST | SR_RETRANS) != SR_RETRANS) and r.len != 0 and after(r.end_seq, sk.snd_una):
         p = sr_at(e, pi)
-        if p.sacked & SR_TAGBITS == SR_SACKED and p.eor == 0:
+        if p.sacked & SR_TAGBITS == SR_SACKED and sr_can_merge(p, r):
             n = tcp_shift_len(p, r, start, end, &pcount, &mss)
             if n == 0:
                 return i
@@ -303,7 +303,7 @@ cdef inline idx_t tcp_shift_skb_data(engine_t* e, tcb_t* sk, idx_t i, sack_state
     if ni == 0:
         return pi
     r = sr_at(e, ni)
-    if (r.len != 0 and r.sacked & SR_TAGBITS == SR_SACKED and mss == tcp_skb_seglen(r) and p.eor == 0
+    if (r.len != 0 and r.sacked & SR_TAGBITS == SR_SACKED and mss == tcp_skb_seglen(r) and sr_can_merge(p, r)
             and tcp_skb_can_shift(p, r, r.pcount, r.len)):
         tcp_shifted_skb(e, sk, pi, ni, state, r.pcount, r.len, mss, False)
     return pi

@@ -6,6 +6,7 @@
 
 from ustack.core.connect cimport tcp_v4_connect
 from ustack.core.cwndval cimport tcp_slow_start_after_idle_check
+from ustack.core.errq cimport zc_abort, zc_attach, zc_begin, zc_put
 from ustack.core.fastopen_client cimport TFO_CLIENT_ENABLE, fastopen_req_alloc, tcp_free_fastopen_req
 from ustack.core.mss cimport tcp_current_mss, tcp_xmit_size_goal
 from ustack.core.output cimport __tcp_push_pending_frames, tcp_push_one
@@ -20,12 +21,12 @@ from ustack.core.sock cimport sk_set_ports, sk_lport, sk_set_state, sk_stream_me
 from ustack.core.state cimport engine_t
 from ustack.core.syn cimport tcp_connect
 from ustack.core.tcb cimport (
-    CHRONO_BUSY, CHRONO_SNDBUF_LIMITED, SEND_SHUTDOWN, SF_NOSPACE, SS_CONNECTED, SS_CONNECTING, SS_UNCONNECTED, TCP_NAGLE_CORK, TCP_NAGLE_PUSH,
+    CHRONO_BUSY, CHRONO_SNDBUF_LIMITED, SEND_SHUTDOWN, SF_NOSPACE, SF_ZEROCOPY, SS_CONNECTED, SS_CONNECTING, SS_UNCONNECTED, TCP_NAGLE_CORK, TCP_NAGLE_PUSH,
     tcb_t,
 )
-from ustack.core.errq cimport tcp_tx_timestamp
+from ustack.core.txstamp cimport tcp_tx_timestamp
 from ustack.core.types cimport (
-    E_AGAIN, E_ALREADY, E_CONNABORTED, E_INPROGRESS, E_INVAL, E_ISCONN, E_NOBUFS, E_OPNOTSUPP, E_PIPE, MSG_EOR, MSG_FASTOPEN, MSG_MORE, MSG_OOB,
+    E_AGAIN, E_ALREADY, E_CONNABORTED, E_INPROGRESS, E_INVAL, E_ISCONN, E_NOBUFS, E_OPNOTSUPP, E_PIPE, MSG_EOR, MSG_FASTOPEN, MSG_MORE, MSG_OOB, MSG_ZEROCOPY,
     TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_SYN_RECV, TCP_SYN_SENT, TH_PSH, idx_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t,
 )
 
@@ -92,7 +93,7 @@ cdef inline uint32_t tcp_wmem_schedule(engine_t* e, tcb_t* sk, uint32_t n) noexc
 
 
 cdef inline int64_t send_fill(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t n, uint32_t flags, uint32_t mss,
-                              uint32_t size_goal) noexcept nogil:
+                              uint32_t size_goal, idx_t zc) noexcept nogil:
     """Put as much of p into records as fits, sending on the way as Linux does. Returns how much."""
     cdef int64_t copied = 0
     cdef int64_t room
@@ -102,6 +103,9 @@ cdef inline int64_t send_fill(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t 
     while copied < n:
         i = sq_wq_tail(sk)
         room = <int64_t> size_goal - sr_at(e, i).len if i else 0
+        if room > 0 and zc and sr_at(e, i).zc and sr_at(e, i).zc != zc:
+            tcp_mark_push(sk, sr_at(e, i))      # a record holds one notification
+            room = 0
         if room <= 0 or sr_at(e, i).eor:
             i = send_new_record(e, sk)
             if i == 0:
@@ -111,6 +115,7 @@ cdef inline int64_t send_fill(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t 
         k = tcp_wmem_schedule(e, sk, <uint32_t> i64_min(room, n - copied))
         if k == 0 or sq_append(e, sk, i, p + copied, k) != 0:
             return copied
+        zc_attach(e, r, zc)
         if copied == 0:
             r.flags &= ~<uint32_t> TH_PSH
         copied += k
@@ -213,15 +218,16 @@ cdef inline int send_ready(tcb_t* sk) noexcept nogil:
     return 0
 
 
-cdef inline int64_t tcp_sendmsg_to(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t n, uint32_t flags, uint32_t addr,
-                                   uint16_t port) noexcept nogil:
-    """send() and sendto(); the address matters only with MSG_FASTOPEN. Bytes taken, or -errno."""
+cdef inline int64_t send_data(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t n, uint32_t flags, uint32_t addr, uint16_t port,
+                              idx_t zc) noexcept nogil:
+    """The call without its bookkeeping of zero copy."""
     cdef uint32_t copied_syn = 0
     cdef uint32_t mss
     cdef uint32_t goal
     cdef int64_t copied
     cdef int err
     if flags & MSG_FASTOPEN or sk.defer_connect:
+        e.fo_zc = zc
         err = tcp_sendmsg_fastopen(e, sk, p, n, addr, port, &copied_syn)
         if err == -E_INPROGRESS and copied_syn > 0:
             return copied_syn
@@ -233,7 +239,7 @@ cdef inline int64_t tcp_sendmsg_to(engine_t* e, tcb_t* sk, const uint8_t* p, int
         return copied_syn if copied_syn else send_error(e, sk, err)
     mss = tcp_current_mss(e, sk)
     goal = tcp_xmit_size_goal(sk, mss, not flags & MSG_OOB)
-    copied = send_fill(e, sk, p + copied_syn, n - copied_syn, flags, mss, goal)
+    copied = send_fill(e, sk, p + copied_syn, n - copied_syn, flags, mss, goal, zc)
     if copied < n - copied_syn:
         sk.sflags |= SF_NOSPACE
         tcp_remove_empty_skb(e, sk)
@@ -245,6 +251,24 @@ cdef inline int64_t tcp_sendmsg_to(engine_t* e, tcb_t* sk, const uint8_t* p, int
         tcp_tx_timestamp(e, sk)
         tcp_push(e, sk, flags, mss, sk.nonagle)
     return copied + copied_syn
+
+
+cdef inline int64_t tcp_sendmsg_to(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t n, uint32_t flags, uint32_t addr,
+                                   uint16_t port) noexcept nogil:
+    """send() and sendto(); the address matters only with MSG_FASTOPEN. Bytes taken, or -errno."""
+    cdef idx_t zc
+    cdef int64_t rc
+    if n == 0 or not (flags & MSG_ZEROCOPY and sk.sflags & SF_ZEROCOPY):
+        return send_data(e, sk, p, n, flags, addr, port, 0)
+    zc = zc_begin(e, sk, <uint32_t> n, sr_at(e, sk.sq_tail).zc if sk.send_head else 0)
+    if zc == 0:
+        return -E_NOBUFS
+    rc = send_data(e, sk, p, n, flags, addr, port, zc)
+    if rc < 0:
+        zc_abort(e, sk, zc)
+    else:
+        zc_put(e, sk, zc)
+    return rc
 
 
 cdef inline int64_t tcp_sendmsg(engine_t* e, tcb_t* sk, const uint8_t* p, size_t n, uint32_t flags) noexcept nogil:

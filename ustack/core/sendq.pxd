@@ -12,6 +12,7 @@
 from ustack.core.types cimport (
     E_NOMEM, TH_ACK, TH_FIN, TH_PSH, TH_SYN, idx_t, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
+from ustack.core.errq cimport zc_attach, zc_put
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport SR_LOST, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.ring cimport ring_reserve, ring_write
@@ -100,6 +101,11 @@ cdef inline uint16_t sr_mss(const srec_t* r) noexcept nogil:
 
 cdef inline bint sr_can_collapse_to(const srec_t* r) noexcept nogil:
     return r.eor == 0
+
+
+cdef inline bint sr_can_merge(const srec_t* to, const srec_t* r) noexcept nogil:
+    """May the bytes of r go over to the record before it? Zero-copy data stays where it is."""
+    return to.eor == 0 and to.zc == 0 and r.zc == 0
 
 
 cdef inline void tcp_set_tso_segs(srec_t* r, uint32_t mss) noexcept nogil:
@@ -192,6 +198,8 @@ cdef inline void sq_link_after(engine_t* e, tcb_t* sk, idx_t at, idx_t i) noexce
 
 cdef inline void sq_free_unlinked(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
     cdef uint32_t size = SR_TRUESIZE + sr_at(e, i).len
+    if sr_at(e, i).zc:
+        zc_put(e, sk, sr_at(e, i).zc)
     sk.wmem_queued -= size
     sk_mem_uncharge(e, sk, <int32_t> size)
     pool_free(&e.srec, i)
@@ -348,6 +356,7 @@ cdef inline idx_t sq_split(engine_t* e, tcb_t* sk, idx_t i, uint32_t n, uint32_t
     b.app_limited = r.app_limited
     b.rate_valid = r.rate_valid
     b.sent = r.sent
+    zc_attach(e, b, r.zc)
     sr_split_tstamp(r, b)
     tcp_set_tso_segs(r, mss)
     tcp_set_tso_segs(b, mss)
@@ -369,7 +378,13 @@ cdef inline bint sq_too_big(engine_t* e, const tcb_t* sk, idx_t i) noexcept nogi
 
 # ---- the whole queue -------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_write_queue_purge(engine_t* e, tcb_t* sk) noexcept nogil:
+    cdef idx_t i = sk.sq_head
     tcp_chrono_stop(e, sk, CHRONO_BUSY)
+    while i:
+        if sr_at(e, i).zc:
+            zc_put(e, sk, sr_at(e, i).zc)
+            sr_at(e, i).zc = 0
+        i = sr_at(e, i).next
     sk_purge_send(e, sk)
     sk.packets_out = 0
     sk.backoff = 0

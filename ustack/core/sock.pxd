@@ -403,6 +403,14 @@ cdef inline void sk_set_state(engine_t* e, tcb_t* sk, uint8_t state) noexcept no
 
 
 # ---- queues ------------------------------------------------------------------------------------------------------------------
+cdef inline void sk_zc_free(engine_t* e, idx_t i) noexcept nogil:
+    """A record with a zero-copy notification goes and nobody is left to be told."""
+    if i:
+        ext_at(e, i).zc_refs -= 1
+        if ext_at(e, i).zc_refs == 0:
+            pool_free(&e.ext, i)
+
+
 cdef inline void sk_purge_send(engine_t* e, tcb_t* sk) noexcept nogil:
     """Drop every send record and the ring. Counters of outstanding packets are the caller's matter (tcp_write_queue_purge)."""
     cdef idx_t i = sk.sq_head
@@ -410,6 +418,7 @@ cdef inline void sk_purge_send(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef uint8_t* old = NULL
     while i:
         nxt = sr_at(e, i).next
+        sk_zc_free(e, sr_at(e, i).zc)
         pool_free(&e.srec, i)
         i = nxt
     sk.sq_head = 0

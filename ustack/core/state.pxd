@@ -221,6 +221,7 @@ cdef struct engine_t:
     const uint8_t* fo_data      # data of the send call in progress that opens a connection (syn.pxd)
     uint32_t fo_size
     uint32_t fo_copied          # of these, what went into the SYN
+    idx_t fo_zc                 # and its zero-copy notification
     # cubic module parameters live in cfg
     # out: frames to send
     txframe_t* tx

@@ -5,6 +5,7 @@
 # A SYN with data is two records: the SYN and, behind it, the data; retransmitting the SYN does not repeat the data.
 # Data for the SYN is that of the send call in progress: e.fo_data, e.fo_size; e.fo_copied tells how much of it was taken.
 
+from ustack.core.errq cimport zc_attach
 from ustack.core.fastopen_client cimport FO_NO_OPTION, tcp_fastopen_cookie_check, tcp_free_fastopen_req
 from ustack.core.mss cimport mtu_to_mss_plain, tcp_mss_clamp, tcp_mtup_init, tcp_sync_mss
 from ustack.core.rcvwin cimport tcp_full_space, tcp_initialize_rcv_mss, tcp_select_initial_window
@@ -138,6 +139,7 @@ cdef inline int tcp_send_syn_data(engine_t* e, tcb_t* sk, idx_t syn, reqext_t* f
     r.pcount = 1
     e.fo_copied = space
     if space:
+        zc_attach(e, r, e.fo_zc)
         tcp_chrono_start(e, sk, CHRONO_BUSY)
     # For this one transmission the data record is the SYN as well.
     r.seq -= 1

@@ -153,6 +153,7 @@ cdef struct tcb_t:
     int32_t linger2_s           # TCP_LINGER2: 0 = sysctl, -1 = off
     uint32_t tsflags            # SO_TIMESTAMPING
     uint32_t tskey
+    uint32_t zckey              # MSG_ZEROCOPY calls so far
     uint32_t mark
     uint32_t priority
     # route

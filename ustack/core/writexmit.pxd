@@ -13,7 +13,7 @@ from ustack.core.records cimport srec_t
 from ustack.core.retrans cimport tcp_rearm_rto, tcp_rto_delta
 from ustack.core.route cimport sk_rto_min
 from ustack.core.sendq cimport (
-    sq_mark_sent, sq_rtx_head, sq_split, sq_unlink_free, sq_wq_empty, sr_can_collapse_to, tcp_check_space, tcp_chrono_start,
+    sq_mark_sent, sq_rtx_head, sq_split, sq_unlink_free, sq_wq_empty, sr_can_merge, tcp_check_space, tcp_chrono_start,
     tcp_chrono_stop, tcp_is_sack, tcp_packets_in_flight, tcp_set_tso_segs, tcp_urg_mode, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, i64_min, u32_max, u32_min
@@ -178,9 +178,11 @@ cdef inline void tcp_grow_skb(engine_t* e, tcb_t* sk, idx_t i, uint32_t amount) 
     cdef idx_t j = r.next
     cdef srec_t* b
     cdef uint32_t n
-    if j == 0 or not sr_can_collapse_to(r):
+    if j == 0:
         return
     b = sr_at(e, j)
+    if not sr_can_merge(r, b):
+        return
     n = u32_min(amount, b.len)
     if n == 0:
         return

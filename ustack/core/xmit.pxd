@@ -9,7 +9,7 @@ from libc.string cimport memset
 
 from ustack.core.cc cimport cc_cwnd_event, tcp_enter_cwr
 from ustack.core.cwnd cimport CA_EVENT_TX_START
-from ustack.core.errq cimport tcp_sent_tstamp
+from ustack.core.txstamp cimport tcp_sent_tstamp
 from ustack.core.ipopt cimport inet_current_timestamp
 from ustack.core.ipout cimport INET_ECN_ECT_0, INET_ECN_MASK, ipout_frame
 from ustack.core.fastopen_client cimport FO_NO_OPTION
@@ -282,6 +282,8 @@ cdef inline int tcp_transmit_skb_(engine_t* e, tcb_t* sk, srec_t* r, idx_t i, ui
     if err == 0 and i:
         if r.tstamp_flags:
             tcp_sent_tstamp(e, sk, r)
+        if r.zc:
+            ext_at(e, r.zc).zc_copied = 1
         tcp_update_after_send(e, sk, r, i, prior_wstamp)
         tcp_rate_skb_sent(e, sk, r)
     return err
