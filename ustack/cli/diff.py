@@ -14,7 +14,7 @@ import click
 from ..lab import errors, run
 from ..replay import FormatError, Recording, Result, load, parse, replay
 from ..replay.recording import Scenario
-from ..replay.report import lines, skipped, totals, totals_line
+from ..replay.report import Difference, differs, lines, skipped, totals, totals_line
 from . import FAILED, MACHINE, SKIPPED
 
 Pair = tuple[Recording, Scenario]
@@ -41,6 +41,9 @@ def _against_file(chosen: Sequence[Any], path: Path) -> Iterator[Result]:
 def _against_kernel(chosen: Sequence[Any], jobs: int, record: Path | None) -> Iterator[Result]:
     made: list[dict[str, Any]] = []
     for one in run.record_all(chosen, jobs):
+        if "error" in one:
+            yield differs(one["id"], one["section"], [Difference(0.0, "scenario", "script", "one that makes sense", one["error"])])
+            continue
         made.append(one)
         recording = parse(run.recording([one]))
         yield replay(recording, recording.scenarios[0])

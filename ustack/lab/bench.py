@@ -117,8 +117,10 @@ class Bench:
         step = self._step(dir=">", p=p, desc=wire.describe(raw), hex=raw.hex())
         if sym:
             step["sym"] = sym
-        with contextlib.suppress(OSError):
+        try:
             os.write(self.kernel.fd, raw)
+        except OSError as e:
+            raise errors.ScenarioError(f"the TUN device refuses the packet: {e.strerror}") from e
         self.disturbed = max(self.disturbed, self.now() - step["t"] - LATE)
         self.settle()
         return p
@@ -222,7 +224,9 @@ class Bench:
 
     def socket(self, name: str) -> None:
         def act() -> str:
-            self.sockets[name] = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            sock = self.sockets[name] = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            if self.kernel.by_route:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, self.kernel.congestion.encode())
             return "fd"
 
         self._call("socket", None, {"family": "AF_INET", "type": "SOCK_STREAM", "proto": 0}, act, new=name)
@@ -281,7 +285,10 @@ class Bench:
                 raise OSError(code, os.strerror(code))
             return 0
 
-        self._call("listen", name, {"backlog": backlog}, act)
+        unbound = sock.getsockname()[1] == 0
+        step = self._call("listen", name, {"backlog": backlog}, act)
+        if unbound and "errno" not in step:
+            self.getsockname(name)
 
     def setblocking(self, name: str, blocking: bool) -> None:
         sock = self._socket(name)

@@ -40,6 +40,7 @@ class Client:
         self.ts_base = 1000
         self.tsvals: list[tuple[int, int]] = []
         self.fo_cookie = b""
+        self.echo: list[Any] | None = None
         self.defaults: dict[str, str] = {}
         bench.observers[src, sport, dst, dport] = self.observe
 
@@ -138,7 +139,8 @@ class Client:
         sym_words = {"flags": "SA", "seq": "0", **words}
         at = options.find(b"\x08\x0a")
         if at >= 0 and self.tsvals:
-            options = options[:at + 6] + struct.pack(">I", self._tsecr(words)[1]) + options[at + 10:]
+            self.echo, echoed = self._tsecr(words)
+            options = options[:at + 6] + struct.pack(">I", echoed) + options[at + 10:]
         self._send(sym_words, options)
         self.sent = 1
 
@@ -159,7 +161,8 @@ class Client:
     def _options(self, words: dict[str, str]) -> bytes:
         out = b""
         if ("ts" in words or self.ts is not None) and "nots" not in words and (self.tsvals or "ts" in words or "ecr" in words):
-            out += b"\x01\x01\x08\x0a" + struct.pack(">II", self._tsval(words), self._tsecr(words)[1])
+            self.echo, echoed = self._tsecr(words)
+            out += b"\x01\x01\x08\x0a" + struct.pack(">II", self._tsval(words), echoed)
         if "sack" in words:
             blocks = [b.split("-") for b in words["sack"].split(",")]
             out += b"\x01\x01\x05" + bytes([2 + 8 * len(blocks)])
@@ -195,10 +198,8 @@ class Client:
         seq = seq if literal_seq else self.iss + seq
         sym: dict[str, Any] = {}
         ack = self._ack(words, flags, sym)
-        if "nots" not in words and "opt" not in words and (not flags & wire.SYN or flags & wire.ACK) and b"\x08\x0a" in options:
-            symbol, _ = self._tsecr(words)
-            if symbol:
-                sym["tsecr"] = symbol
+        if self.echo is not None:
+            sym["tsecr"], self.echo = self.echo, None
         if "sack" in words and not flags & wire.SYN:
             sym["sack"] = [["isn", self.isn_p, *map(int, b.split("-"))] for b in words["sack"].split(",")]
         payload = self._payload(words)

@@ -19,14 +19,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..replay.counters import LEFT_OUT
+from ..replay.counters import LEFT_OUT as TOTALS
 from . import errors
 
 CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 SERVER, SUBNET, FAR = "192.0.2.1", "192.0.2.0/24", "198.51.100.0/24"
+STATES = {"syn-recv": "SYN-RECV", "established": "ESTAB", "listening": "LISTEN", "time-wait": "TIME-WAIT", "fin-wait-2": "FIN-WAIT-2"}
 SNMP_FILES = ("snmp", "netstat")
+LEFT_OUT = TOTALS | {"IpDefaultTTL", "IpForwarding", "TcpRtoAlgorithm", "TcpRtoMin", "TcpRtoMax", "TcpMaxConn"}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -133,12 +135,13 @@ class Kernel:
         done = _run(["ss", "-H", *words])
         if done.returncode:
             raise errors.ScenarioError(f"ss {args}: {done.stderr.strip()}")
+        only = [STATES.get(words[words.index("state") + 1], "")] if "state" in words else []
         rows: list[dict[str, Any]] = []
         for line in done.stdout.splitlines():
             if line[:1] in "\t " and rows:
                 rows[-1]["info"] = (rows[-1].get("info", "") + " " + line.strip()).strip()
                 continue
-            state, recvq, sendq, local, peer, *rest = line.split()
+            state, recvq, sendq, local, peer, *rest = only + line.split()
             row: dict[str, Any] = {"state": state, "recvq": int(recvq), "sendq": int(sendq), "local": local, "peer": peer}
             if rest:
                 row["info"] = " ".join(rest)
