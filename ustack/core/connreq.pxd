@@ -261,6 +261,9 @@ cdef inline tcb_t* cookie_ack(engine_t* e, tcb_t* lsk, const seg_t* s, bint* min
     cdef uint16_t mss
     cdef uint8_t flags
     cdef uint8_t wscale
+    cdef uint8_t echo[40]
+    cdef reqext_t* x
+    cdef int n
     mine[0] = False
     if not e.cfg.tcp_syncookies or not synq_recent_overflow(e, l):
         return NULL
@@ -289,6 +292,11 @@ cdef inline tcb_t* cookie_ack(engine_t* e, tcb_t* lsk, const seg_t* s, bint* min
     if flags & RQ_TSTAMP_OK:
         rq.ts_recent = s.tsval
     req_init_window(e, lsk, &rq, &rt, mss)
+    n = ip_options_echo(e, s.dst, echo) if s.ip_hlen > 20 else 0
+    if n > 0:
+        x = req_ext(e, &rq)             # the ACK's own IP options: the SYN's are forgotten
+        if x != NULL:
+            ip_options_keep(e, echo, n, x)
     child = tcp_create_child(e, lsk, &rq, 0, s, s.tos)
     if rq.ext != 0:
         pool_free(&e.ext, rq.ext)

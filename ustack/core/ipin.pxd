@@ -72,6 +72,12 @@ cdef inline int tcp_sock_rcv_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     return tcp_rcv_state_process(e, sk, s)
 
 
+cdef inline void tcp_reset_unowned_(engine_t* e, const seg_t* s) noexcept nogil:
+    # The reset of tcp_v4_send_reset where no full socket is: a signed segment gets none, since nobody could sign the answer.
+    if not s.opts & OPT_MD5:
+        ipout_rst_reply(e, s)
+
+
 cdef inline int tcp_tw_rcv_(engine_t* e, idx_t tw, seg_t* s) noexcept nogil:
     cdef uint32_t isn = 0
     cdef int verdict = tw_process(e, tw, s, &isn)
@@ -85,7 +91,7 @@ cdef inline int tcp_tw_rcv_(engine_t* e, idx_t tw, seg_t* s) noexcept nogil:
     if verdict == TW_ACK:
         tw_ack(e, tw)
     elif verdict == TW_RST:
-        ipout_rst_reply(e, s)
+        tcp_reset_unowned_(e, s)
         tw_kill(e, tw)
     return DROP_TCP_TW
 
@@ -116,7 +122,7 @@ cdef inline int tcp_v4_rcv(engine_t* e, seg_t* s) noexcept nogil:
     lsk = listener_lookup(e, s.dst, s.src, s.dport, s.sport)
     if lsk != NULL:
         return listen_rcv(e, lsk, s, 0)
-    ipout_rst_reply(e, s)
+    tcp_reset_unowned_(e, s)
     return DROP_NO_SOCKET
 
 

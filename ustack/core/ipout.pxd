@@ -7,6 +7,7 @@
 from libc.string cimport memcpy, memset
 
 from ustack.core.cksum cimport csum_fold_partial, csum_pseudo
+from ustack.core.ipopt cimport ip_options_echo
 from ustack.core.records cimport TXF_CSUM_PARTIAL, txframe_t
 from ustack.core.route cimport RT_LOCAL, ipv4_is_multicast, is_broadcast, is_local, route_lookup, route_result_t
 from ustack.core.seqno cimport u32_min
@@ -17,7 +18,7 @@ from ustack.core.stats cimport (
 )
 from ustack.core.tx cimport TXF_LOCAL, tx_arena, tx_frame
 from ustack.core.types cimport (
-    E_HOSTUNREACH, E_NOBUFS, TH_ACK, TH_FIN, TH_RST, TH_SYN, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    E_HOSTUNREACH, E_INVAL, E_NOBUFS, TH_ACK, TH_FIN, TH_RST, TH_SYN, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.wire cimport (
     IP_HLEN, IP_MF, IPPROTO_TCP, TCP_HLEN, put16, wire_ip_set_frag, wire_opt_ts, wire_put_ip_opts, wire_put_tcp, wire_tcp_csum_partial,
@@ -82,14 +83,18 @@ cdef inline int ipout_tcp(engine_t* e, uint32_t saddr, uint32_t daddr, uint16_t 
 
 cdef inline int ipout_reply_(engine_t* e, uint32_t saddr, uint32_t daddr, uint16_t sport, uint16_t dport, uint32_t seq, uint32_t ack,
                              uint32_t flags, uint32_t wnd, const uint8_t* opts, uint32_t optlen, uint8_t tos) noexcept nogil:
-    # ip_send_unicast_reply: its own route lookup, TTL of the system, ID 0, DF, ECN bits clear.
+    # ip_send_unicast_reply: its own route lookup, TTL of the system, ID 0, DF, ECN bits clear; IP options of the packet in process are echoed.
     cdef route_result_t rt
+    cdef uint8_t echo[40]
+    cdef int n = ip_options_echo(e, saddr, echo)
+    if n < 0:
+        return -E_INVAL
     if route_lookup(e, saddr, daddr, &rt) != 0:
         mib_inc(&e.stats, MIB_IpOutNoRoutes)
         return -E_HOSTUNREACH
     return ipout_tcp(e, saddr, daddr, sport, dport, seq, ack, flags, wnd, opts, optlen, 0, True,
                      <uint8_t> (rt.entry.hoplimit if rt.entry != NULL and rt.entry.hoplimit else e.cfg.ip_default_ttl),
-                     <uint8_t> (tos & ~INET_ECN_MASK), NULL, 0)
+                     <uint8_t> (tos & ~INET_ECN_MASK), echo, <uint32_t> n)
 
 
 cdef inline void ipout_rst_reply(engine_t* e, const seg_t* s) noexcept nogil:

@@ -220,10 +220,11 @@ class Comparer:
         got = (have - self.numbers.tsval(p)) & MASK
         ran = (e.at - self.numbers.time(p)) // MS
         below = COOKIE_STEPS if self.cookies and self._is_synack(p) else 0
-        if not ran - 1 <= got <= ran + 1 + below:
+        own = COOKIE_STEPS if self.cookies and self._is_synack(step.p) else 0
+        if not ran - 1 - own <= got <= ran + 1 + below:
             return [Fault("TSval", f"{ran} after that of p{p} (a 1 kHz clock)", f"{got} after it")]
         drift = flow.events.drift() // MS
-        low, high = ran - LATENCY // MS - below - drift, latest(ran * MS) // MS + below + drift
+        low, high = ran - LATENCY // MS - below - own - drift, latest(ran * MS) // MS + below + drift
         if not low <= d <= high:
             return [Fault("TSval", f"{d} after that of p{p}", f"{got} after it")]
         return []
