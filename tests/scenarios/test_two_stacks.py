@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from ustack._fastpath import dump
 
 from tests.kit.pair import MS, Pair, Path, Stream
+from ustack._fastpath import dump
 
 SOL_SOCKET, SO_SNDBUF, SO_RCVBUF, SO_MAX_PACING_RATE, SO_MEMINFO = 1, 7, 8, 47, 55
 IPPROTO_TCP, TCP_NODELAY = 6, 1
