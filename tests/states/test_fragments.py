@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +47,7 @@ def piece(packet: bytes, start: int, end: int | None = None, more: bool | None =
 
 def cut(packet: bytes, *at: int) -> list[bytes]:
     edges = [0, *at, len(packet) - 20]
-    return [piece(packet, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [piece(packet, a, b) for a, b in itertools.pairwise(edges)]
 
 
 def answers(bed: Testbed) -> list[bytes]:

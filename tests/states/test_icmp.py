@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scapy.all import ICMP, IP, TCP, UDP, Raw, raw  # type: ignore[attr-defined]
+from scapy.all import IP, TCP, UDP, Raw, raw  # type: ignore[attr-defined]
 
 from tests.kit.testbed import Testbed
 

@@ -347,7 +347,8 @@ cdef inline void pmtu_update(engine_t* e, uint32_t dst, uint32_t mtu) noexcept n
 
 
 cdef inline void link_set_mtu(engine_t* e, uint32_t mtu) noexcept nogil:
-    # The link's MTU changed: exceptions that followed the old value, or exceed the new one, follow.
+    # The link's MTU changed: exceptions that followed the old value, or exceed the new one, follow. No route is out of date by
+    # that: who asks for an MTU is told the new one at once.
     cdef int h
     cdef idx_t i
     cdef pmtu_t* p
@@ -363,7 +364,6 @@ cdef inline void link_set_mtu(engine_t* e, uint32_t mtu) noexcept nogil:
                 p.mtu = mtu
             i = p.next
     e.mtu = mtu
-    e.rt_gen += 1
 
 
 # ---- output ------------------------------------------------------------------------------------------------------------------
