@@ -315,9 +315,10 @@ def kill(Engine engine not None):
     acquire(engine.e, &engine.s)
     engine.s.dead = 1
     engine.s.wake_fd = -1
-    for i in range(1, engine.e.wait.high + 1):
-        if wait_at(engine.e, i).state == WT_WAITING and wait_at(engine.e, i).sk:
-            waiter_finish(engine.e, i, WT_WOKEN)
+    for i in range(1, engine.e.tcb.high + 1):
+        if pool_gen(&engine.e.tcb, i) & 1:
+            while sk_at(engine.e, i).waiters:
+                waiter_finish(engine.e, sk_at(engine.e, i).waiters, WT_WOKEN)
     release(engine.e, &engine.s)
 
 

@@ -156,11 +156,12 @@ class PcapLink(Link):
 
     everything    inject packets for other addresses too (a capture holds both directions; by default only packets to the stack go in).
     write_in      the injected packets stand in the written file as well.
+    start         seconds after attaching at which the file begins, e.g. to have a listener by then.
     done          set when the last packet has been injected.
     """
 
     def __init__(self, read: str | os.PathLike[str] | None = None, write: str | os.PathLike[str] | None = None, *, speed: float = 1,
-                 everything: bool = False, write_in: bool = False, mtu: int | None = None) -> None:
+                 everything: bool = False, write_in: bool = False, start: float = 0, mtu: int | None = None) -> None:
         if speed < 0:
             raise ValueError("speed is a factor, 0 means at once")
         self.mtu = mtu
@@ -172,7 +173,7 @@ class PcapLink(Link):
         self._writer = None if write is None else PcapWriter(write)
         self._source: Iterator[tuple[int, bytes]] = iter(())
         self._next: tuple[int, bytes] | None = None
-        self._start = 0
+        self._start = round(start * 1e9)
         self._first: int | None = None
         self._accept: Callable[[bytes], bool] = lambda packet: True
         self._driver: Packets | None = None
@@ -187,7 +188,7 @@ class PcapLink(Link):
     def _begin(self, stack: Stack, now: int, wall: int) -> None:
         from ustack import _fastpath
 
-        self._start, self._wall = now, wall
+        self._start, self._wall = now + self._start, wall
         nets = [ipaddress.ip_network(f"{addr}/{plen if whole else 32}", strict=False)
                 for addr, plen, whole in _fastpath.addresses(stack.engine)]
         if not self._everything:
