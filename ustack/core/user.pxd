@@ -327,7 +327,8 @@ cdef inline int user_shutdown(engine_t* e, tcb_t* sk, int how) noexcept nogil:
             sk.sock_state = SS_DISCONNECTING if err else SS_UNCONNECTED
     else:
         sk.shutdown |= <uint8_t> how
-        if how & SEND_SHUTDOWN and (s == TCP_ESTABLISHED or s == TCP_SYN_RECV or s == TCP_CLOSE_WAIT):
+        # In SYN_RECV (a Fast Open child) the FIN waits for the handshake's end.
+        if how & SEND_SHUTDOWN and (s == TCP_ESTABLISHED or s == TCP_CLOSE_WAIT):
             if tcp_close_state(e, sk):
                 tcp_send_fin(e, sk)
     sk_state_change(e, sk)

@@ -46,6 +46,7 @@ class Bench:
         self.observers: dict[Key, Observer] = {}
         self.last_error = ""
         self.disturbed = 0.0
+        self.quick = False
         self._packets = 0
         self._threads: list[threading.Thread] = []
         self._base = kernel.counters()
@@ -80,7 +81,7 @@ class Bench:
     def settle(self) -> None:
         """Take what the last step brought about."""
         self._drain()
-        while self._poll.poll(QUIET * 1000):
+        while not self.quick and self._poll.poll(QUIET * 1000):
             self._drain()
 
     def _drain(self) -> None:
