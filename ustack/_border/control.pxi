@@ -222,7 +222,7 @@ def drop_reason(int reason):
 
 
 def pool_usage(Engine engine not None):
-    """Objects in use per pool: what must be zero when everything is closed."""
+    """Objects in use per pool, pages charged to sockets, orphans: what must be zero when everything is closed."""
     acquire(engine.e, &engine.s)
     out_req = engine.e.req.used
     out_tcb = engine.e.tcb.used
@@ -235,10 +235,12 @@ def pool_usage(Engine engine not None):
     out_ext = engine.e.ext.used
     out_wait = engine.e.wait.used
     out_frag = engine.e.frag.used
+    out_pages = engine.e.mem_pages
+    out_orphans = engine.e.n_orphans
     release(engine.e, &engine.s)
     return {"requests": out_req, "sockets": out_tcb, "time_wait": out_tw, "listeners": out_lst, "groups": out_grp,
             "bind": out_bind, "send_records": out_srec, "receive_records": out_rrec, "extensions": out_ext, "waiters": out_wait,
-            "fragments": out_frag}
+            "fragments": out_frag, "memory_pages": out_pages, "orphans": out_orphans}
 
 
 # ---- events --------------------------------------------------------------------------------------------------------------------
