@@ -121,7 +121,6 @@ cdef inline void child_sequence_(engine_t* e, tcb_t* c, const req_t* rq, const s
     c.snd_up = rq.isn + 1
     c.write_seq = rq.isn + 1
     c.pushed_seq = rq.isn + 1
-    c.snd_ring_base = rq.isn + 1
     c.snd_wl1 = rq.risn
     c.lrcvtime = e.now
     c.lsndtime = e.now

@@ -117,7 +117,6 @@ cdef inline void tcp_verify_queue(engine_t* e, tcb_t* sk) noexcept nogil:
 
 # ---- marks -------------------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_clear_all_retrans_hints(tcb_t* sk) noexcept nogil:
-    sk.lost_hint = 0
     sk.retrans_hint = 0
 
 

@@ -5,6 +5,7 @@
 # the bytes of the send ring at its own sequence numbers, so splitting, merging and trimming records never move a byte.
 # Facts J29. Invariants:
 # - records are contiguous: next.seq == end_seq; the last one's end_seq is write_seq;
+# - the ring holds the bytes from snd_una (or the SYN before them) to write_seq;
 # - wmem_queued is the sum of SR_TRUESIZE + payload of all records;
 # - r.sent <=> r stands before send_head; r.on_ts implies r.sent.
 # Used by everything that sends or acknowledges; knows nothing of segments on the wire.
@@ -223,8 +224,6 @@ cdef inline void sq_unlink_free(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
         sk.highest_sack = r.next if r.next != sk.send_head else 0
     if sk.retrans_hint == i:
         sk.retrans_hint = 0
-    if sk.lost_hint == i:
-        sk.lost_hint = 0
     sq_free_unlinked(e, sk, i)
 
 

@@ -428,7 +428,6 @@ cdef inline void sk_purge_send(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.ts_tail = 0
     sk.highest_sack = 0
     sk.retrans_hint = 0
-    sk.lost_hint = 0
     sk_mem_uncharge(e, sk, <int> sk.wmem_queued)
     sk.wmem_queued = 0
     ring_release(&sk.snd, &old)

@@ -181,10 +181,7 @@ cdef struct tcb_t:
     idx_t ts_tail
     idx_t highest_sack          # record just above the highest SACKed one
     idx_t retrans_hint          # retransmit_skb_hint
-    idx_t lost_hint             # lost_skb_hint (NewReno/FACK-less marking)
-    int32_t lost_cnt_hint
     uint32_t wmem_queued        # 832 + payload per record
-    uint32_t snd_ring_base      # seq of the oldest byte held in snd
     uint32_t write_seq
     uint32_t pushed_seq
     uint32_t snd_una
@@ -315,7 +312,6 @@ cdef struct tcb_t:
     uint32_t rate_delivered
     uint32_t rate_interval_us
     ns_t tcp_wstamp             # departure time of the last packet (pacing)
-    ns_t pace_until
     # receive autotuning
     uint32_t rcvrtt_us
     uint32_t rcvrtt_seq
