@@ -83,7 +83,7 @@ cdef inline int inet_hash_connect(engine_t* e, tcb_t* sk, uint16_t fport) noexce
     cdef uint32_t offset
     cdef uint32_t port
     cdef uint32_t i
-    cdef int parity
+    cdef int _parity
     if sk.bind:
         return 0 if check_established(e, sk, sk_lport(sk), fport, False) else -E_ADDRNOTAVAIL
     if remaining > 1:
@@ -91,7 +91,7 @@ cdef inline int inet_hash_connect(engine_t* e, tcb_t* sk, uint16_t fport) noexce
     h = siphash_u64x2(e.key_port[0], e.key_port[1], sk.en.laddr | (<uint64_t>sk.en.faddr << 32), fport)
     perturb = &e.port_perturb[h % PORT_PERTURB]
     offset = ((perturb[0] + <uint32_t>(h >> 32)) % remaining) & ~<uint32_t>1
-    for parity in range(2):
+    for _parity in range(2):
         port = low + offset
         i = 0
         while i < remaining:
