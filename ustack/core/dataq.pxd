@@ -12,7 +12,7 @@ from ustack.core.delack cimport TCP_MAX_QUICKACKS, inet_csk_schedule_ack, tcp_en
 from ustack.core.ofo cimport tcp_data_queue_ofo, tcp_dsack_set, tcp_ofo_queue, tcp_sack_remove
 from ustack.core.prune cimport tcp_try_rmem_schedule
 from ustack.core.rcvfin cimport tcp_fin
-from ustack.core.rcvq cimport rcv_prepare, rq_eat, seg_truesize, tcp_queue_rcv
+from ustack.core.rcvq cimport rcv_prepare, rcv_ring_idle, rq_eat, seg_truesize, tcp_queue_rcv
 from ustack.core.rcvwin cimport tcp_data_ready, tcp_fast_path_check, tcp_receive_window
 from ustack.core.seqno cimport after, before
 from ustack.core.skmem cimport sk_forced_mem_schedule
@@ -46,6 +46,7 @@ cdef inline void tcp_check_urg(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
         sk.copied_seq += 1
         if sk.rq_head and not before(sk.copied_seq, rr_at(e, sk.rq_head).end_seq):
             rq_eat(e, sk, sk.rq_head)
+            rcv_ring_idle(sk)
     sk.urg_state = TCP_URG_NOTYET
     sk.urg_seq = ptr
     sk.pred_flags = 0
@@ -137,4 +138,5 @@ cdef inline int tcp_data_queue(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     cdef int reason = data_queue_(e, sk, s)
     if reason > 0:
         sk.drops += 1
+        rcv_ring_idle(sk)               # room may have been made for nothing
     return reason

@@ -186,7 +186,8 @@ cdef inline void tcp_send_delayed_ack(engine_t* e, tcb_t* sk) noexcept nogil:
             top = i64_min(top, i64_max(jiffies_up(e, <ns_t> (sk.rtt.srtt_us >> 3) * 1000), ATO_MIN_NS))
         ato = i64_min(ato, top)
     ato = i64_min(ato, tcp_delack_max(e, sk))
-    when = e.now + ato
+    # No estimate yet (a FIN without data before it): Linux's timer fires at its next tick, after whatever happens now.
+    when = e.now + (ato if ato else e.tick >> 2)
     if sk.ack_pending & ICSK_ACK_TIMER:
         armed = wheel_deadline(&e.wheel, (<uint32_t> TM_DELACK << REF_SHIFT) | sk.idx)
         if armed <= e.now + (ato >> 2) // e.tick * e.tick:
