@@ -18,6 +18,7 @@ from ustack.errors import failure
 if TYPE_CHECKING:
     from ustack._fastpath import Engine
 
+_PORT_RANGE = "net.ipv4.ip_local_port_range"
 _ROWS: dict[str, list[tuple[int, int, int]]] = {}
 for _i, (_name, _pos, _default, _low, _high) in enumerate(_fastpath.sysctl_table_rows()):
     _ROWS.setdefault(_name, []).append((_i, _low, _high))
@@ -111,11 +112,20 @@ def sysctl_get(engine: Engine, name: str) -> str:
 
 
 def _numbers(key: str, value: object) -> list[int]:
+    """As many numbers as the sysctl has; what stands behind them is not looked at."""
     words = re.split(r"[\s,]+", str(value).strip()) if not isinstance(value, (tuple, list)) else [str(v) for v in value]
     try:
-        return [int(w, 0) for w in words if w != ""]
+        return [int(w, 0) for w in words[:len(_ROWS[key])] if w != ""]
     except ValueError:
         raise failure(errno.EINVAL, f"sysctl {key} takes a number, not {value!r}") from None
+
+
+def _check_port_range(engine: Engine, numbers: list[int]) -> None:
+    """The range must not be empty nor reach below the unprivileged ports."""
+    low = numbers[0]
+    high = numbers[1] if len(numbers) > 1 else int(sysctl_get(engine, _PORT_RANGE).split()[1])
+    if high < low or low < int(sysctl_get(engine, "net.ipv4.ip_unprivileged_port_start")):
+        raise failure(errno.EINVAL, f"{low} to {high} is no range of unprivileged ports")
 
 
 def sysctl_set(engine: Engine, name: str, value: object) -> None:
@@ -135,11 +145,13 @@ def sysctl_set(engine: Engine, name: str, value: object) -> None:
         value = int(value)
     numbers = _numbers(key, value)
     rows = _ROWS[key]
-    if not numbers or len(numbers) > len(rows):
+    if not numbers:
         raise failure(errno.EINVAL, f"sysctl {name} takes {len(rows)} number(s), not {value!r}")
     for n, (_, low, high) in zip(numbers, rows, strict=False):
         if not low <= n <= high:
             raise failure(errno.EINVAL, f"sysctl {name}: {n} is not between {low} and {high}")
+    if key == _PORT_RANGE:
+        _check_port_range(engine, numbers)
     for n, (row, _, _) in zip(numbers, rows, strict=False):
         _fastpath.sysctl_write(engine, row, n)
 

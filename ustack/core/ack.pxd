@@ -113,7 +113,7 @@ cdef inline void tcp_replace_ts_recent(engine_t* e, tcb_t* sk, uint32_t seq) noe
 # ---- ECN ---------------------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_ecn_accept_cwr(tcb_t* sk, const seg_t* s) noexcept nogil:
     """The peer has reduced its window: stop echoing. It may be down to one packet, so data with CWR is acknowledged at once."""
-    if s.flags & TH_CWR:
+    if s.flags & TH_CWR and sk.ecn_flags & TCP_ECN_OK:
         sk.ecn_flags &= ~<uint8_t> TCP_ECN_DEMAND_CWR
         if s.seq != s.end_seq:
             sk.ack_pending |= ICSK_ACK_NOW

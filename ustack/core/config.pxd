@@ -70,7 +70,7 @@ cdef extern from *:
       X(tcp_probe_threshold, "net.ipv4.tcp_probe_threshold", 0, 8LL, (-2147483647-1), 2147483647LL) \\
       X(tcp_recovery, "net.ipv4.tcp_recovery", 0, 1LL, 0LL, 255LL) \\
       X(tcp_reflect_tos, "net.ipv4.tcp_reflect_tos", 0, 0LL, 0LL, 1LL) \\
-      X(tcp_reordering, "net.ipv4.tcp_reordering", 0, 3LL, (-2147483647-1), 2147483647LL) \\
+      X(tcp_reordering, "net.ipv4.tcp_reordering", 0, 3LL, 1LL, 300LL) \\
       X(tcp_retrans_collapse, "net.ipv4.tcp_retrans_collapse", 0, 1LL, 0LL, 255LL) \\
       X(tcp_retries1, "net.ipv4.tcp_retries1", 0, 3LL, 0LL, 255LL) \\
       X(tcp_retries2, "net.ipv4.tcp_retries2", 0, 15LL, 0LL, 255LL) \\

@@ -184,7 +184,7 @@ cdef inline void icmp_reply(engine_t* e, const seg_t* s, int dst_type, uint8_t t
     if msg == NULL:
         return
     wire_put_icmp(msg, type, code, rest, body, body_len)
-    icmp_push_(e, &rt, s.src, s.tos & 0xfc, ICMP_ECHOREPLY, msg, ICMP_HLEN + body_len, opts, optlen)
+    icmp_push_(e, &rt, s.src, s.tos, ICMP_ECHOREPLY, msg, ICMP_HLEN + body_len, opts, optlen)
 
 
 cdef inline bint icmp_may_complain_(const seg_t* s, int dst_type, uint8_t type) noexcept nogil:
