@@ -147,11 +147,11 @@ cdef inline uint16_t bind_scan_(engine_t* e, tcb_t* sk, uint32_t low, uint32_t h
     cdef uint32_t offset
     cdef uint32_t port
     cdef uint32_t i
-    cdef int parity
+    cdef int _parity
     if remaining > 1:
         remaining &= ~<uint32_t>1
     offset = prng_below(&e.prng, remaining) | 1
-    for parity in range(2):
+    for _parity in range(2):
         port = low + offset
         i = 0
         while i < remaining:
