@@ -239,3 +239,42 @@ def test_no_black_hole_detection_by_default(stack: Stack) -> None:
     lose(stack)
     assert option(send(stack, 10)[2]) == (34, COOKIE)
     assert "TcpExtTCPFastOpenBlackhole" not in stack.nstat()
+
+
+def fin_out_of_order(stack: Stack) -> None:
+    """A Fast Open connection on which nothing arrives but a FIN behind a hole."""
+    sock, _, syn = send(stack, 10)
+    answer(stack, syn, 10)
+    stack.inject(raw(IP(src=PEER, dst=SERVER) / TCP(sport=80, dport=syn[TCP].sport, flags="FA", seq=5101,
+                                                   ack=syn[TCP].seq + 11, window=60000)))
+    sock.disconnect()
+    stack.take()
+
+
+def test_data_lost_on_the_way_back_is_a_black_hole_too() -> None:
+    with new_stack(tcp_fastopen_blackhole_timeout_sec=100) as stack:
+        learn(stack)
+        fin_out_of_order(stack)
+        assert stack.nstat()["TcpExtTCPFastOpenBlackhole"] == 1
+        assert option(send(stack, 10)[2]) is None
+
+
+def test_success_or_a_write_of_the_sysctl_forgets_the_black_hole() -> None:
+    with new_stack(tcp_fastopen_blackhole_timeout_sec=100) as stack:
+        learn(stack)
+        fin_out_of_order(stack)
+        stack.sysctl["net.ipv4.tcp_fastopen_blackhole_timeout_sec"] = 100
+        fin_out_of_order(stack)                     # 100 s again, not 200
+        stack.run_until(stack.clock.now + 100 * SECOND)
+        stack.take()
+        sock, taken, syn = send(stack, 10)
+        assert taken == 10
+        answer(stack, syn, 10)
+        stack.inject(raw(IP(src=PEER, dst=SERVER) / TCP(sport=80, dport=syn[TCP].sport, flags="PA", seq=5001,
+                                                       ack=syn[TCP].seq + 11, window=60000) / b"data"))
+        sock.disconnect()
+        stack.take()
+        fin_out_of_order(stack)
+        stack.run_until(stack.clock.now + 100 * SECOND)     # the first pause again
+        stack.take()
+        assert send(stack, 10)[1] == 10

@@ -25,6 +25,8 @@ def sysctl_write(Engine engine not None, int row, int64_t value):
         raise IndexError(row)
     acquire(engine.e, &engine.s)
     (<int64_t*> (<char*> &engine.e.cfg + sysctl_table[row].offset))[0] = value
+    if sysctl_table[row].offset == <size_t> (<char*> &engine.e.cfg.tcp_fastopen_blackhole_timeout_sec - <char*> &engine.e.cfg):
+        engine.e.tfo_blackhole_times = 0        # a write forgets the suspicions
     release(engine.e, &engine.s)
 
 

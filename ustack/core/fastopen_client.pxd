@@ -10,11 +10,11 @@ from libc.string cimport memset
 from ustack.core.metrics cimport tcp_fastopen_cache_get
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport reqext_t
-from ustack.core.route cimport RT_LOCAL, sk_rt
+from ustack.core.route cimport sk_rt
 from ustack.core.seqno cimport u32_min
-from ustack.core.sock cimport ext_at, rr_at
+from ustack.core.sock cimport ext_at, tcp_fastopen_active_disable
 from ustack.core.state cimport engine_t, route_t
-from ustack.core.stats cimport MIB_TcpExtTCPFastOpenActiveFail, MIB_TcpExtTCPFastOpenBlackhole, mib_inc
+from ustack.core.stats cimport MIB_TcpExtTCPFastOpenActiveFail, mib_inc
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport E_NOBUFS, NS_PER_SEC, idx_t, ns_t, uint8_t, uint16_t, uint32_t
 
@@ -29,15 +29,6 @@ cdef enum:
     TFO_SYN_RETRANSMITTED = 3
 
 
-cdef inline void tcp_fastopen_active_disable(engine_t* e) noexcept nogil:
-    # A middlebox seems to swallow Fast Open: none for a while, longer with each time.
-    if e.cfg.tcp_fastopen_blackhole_timeout_sec == 0:
-        return
-    e.tfo_blackhole_at = e.now
-    e.tfo_blackhole_times += 1
-    mib_inc(&e.stats, MIB_TcpExtTCPFastOpenBlackhole)
-
-
 cdef inline bint tcp_fastopen_active_should_disable(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef ns_t timeout = <ns_t>e.cfg.tcp_fastopen_blackhole_timeout_sec * NS_PER_SEC
     if timeout == 0 or e.tfo_blackhole_times == 0:
@@ -46,17 +37,6 @@ cdef inline bint tcp_fastopen_active_should_disable(engine_t* e, tcb_t* sk) noex
         return True
     sk.syn_fastopen_ch = 1
     return False
-
-
-cdef inline void tcp_fastopen_active_disable_ofo_check(engine_t* e, tcb_t* sk) noexcept nogil:
-    # When a socket that used Fast Open ends: nothing but an out-of-order FIN came, so the data was lost on the way.
-    if not sk.syn_fastopen:
-        return
-    if sk.data_segs_in == 0:
-        if sk.ofo_head != 0 and rr_at(e, sk.ofo_head).next == 0 and rr_at(e, sk.ofo_head).fin:
-            tcp_fastopen_active_disable(e)
-    elif sk.syn_fastopen_ch and e.tfo_blackhole_times != 0 and sk.rt != RT_LOCAL:
-        e.tfo_blackhole_times = 0
 
 
 cdef inline void tcp_fastopen_active_detect_blackhole(engine_t* e, tcb_t* sk, bint expired) noexcept nogil:

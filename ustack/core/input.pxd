@@ -19,7 +19,6 @@ from ustack.core.cwnd cimport tcp_update_pacing_rate
 from ustack.core.dataq cimport SK_GONE, tcp_data_queue, tcp_urg
 from ustack.core.delack cimport __tcp_ack_snd_check, inet_csk_ack_scheduled, tcp_ack_snd_check, tcp_event_data_recv
 from ustack.core.fastopen cimport FO_DISCARD, FO_RESET, fastopen_check_req, fastopen_synack_rtt_us
-from ustack.core.fastopen_client cimport tcp_fastopen_active_disable
 from ustack.core.ipout cimport ipout_rst_reply
 from ustack.core.loss cimport tcp_retrans_stamp_cleanup
 from ustack.core.metrics cimport tcp_update_metrics
@@ -35,7 +34,9 @@ from ustack.core.recovery cimport (
 from ustack.core.retrans cimport tcp_rearm_rto
 from ustack.core.sack cimport FLAG_DATA, FLAG_NO_CHALLENGE_ACK, FLAG_SLOWPATH, FLAG_UPDATE_TS_RECENT
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport fastopen_remove, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_done
+from ustack.core.sock cimport (
+    fastopen_remove, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_done, tcp_fastopen_active_disable,
+)
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPAbortOnData, MIB_TcpExtTCPHPHits, mib_inc
 from ustack.core.synsent cimport SYNSENT_RESET, TCPOLEN_TSTAMP_ALIGNED, tcp_rcv_synsent

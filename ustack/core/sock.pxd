@@ -24,7 +24,8 @@ from ustack.core.rtt cimport minmax_reset
 from ustack.core.skmem cimport sk_mem_uncharge
 from ustack.core.state cimport EV_STATE, engine_t, event_t, metrics_t
 from ustack.core.stats cimport (
-    MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, drop_inc, mib_dec, mib_inc,
+    MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, MIB_TcpExtTCPFastOpenBlackhole, drop_inc,
+    mib_dec, mib_inc,
 )
 from ustack.core.tcb cimport (
     ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK, SOCK_CONNECT_BIND, SS_UNCONNECTED,
@@ -527,6 +528,28 @@ cdef inline void lst_put(engine_t* e, idx_t li) noexcept nogil:
     pool_free(&e.lst, li)
 
 
+# ---- Fast Open of our own connects: black holes ----------------------------------------------------------------------------------
+cdef inline void tcp_fastopen_active_disable(engine_t* e) noexcept nogil:
+    """A middlebox seems to swallow Fast Open: none for a while, longer with each time (fastopen_client.pxd)."""
+    if e.cfg.tcp_fastopen_blackhole_timeout_sec == 0:
+        return
+    e.tfo_blackhole_at = e.now
+    e.tfo_blackhole_times += 1
+    mib_inc(&e.stats, MIB_TcpExtTCPFastOpenBlackhole)
+
+
+cdef inline void tcp_fastopen_active_disable_ofo_check(engine_t* e, tcb_t* sk) noexcept nogil:
+    """At the end of a socket that used Fast Open. Nothing came but a FIN out of order: the data got lost on the way. Data came, after an
+    earlier suspicion: it was unfounded. A connection to ourselves (route 0xffff) proves nothing."""
+    if not sk.syn_fastopen:
+        return
+    if sk.data_segs_in == 0:
+        if sk.ofo_head and rr_at(e, sk.ofo_head).next == 0 and rr_at(e, sk.ofo_head).fin:
+            tcp_fastopen_active_disable(e)
+    elif sk.syn_fastopen_ch and sk.rt != 0xffff:
+        e.tfo_blackhole_times = 0
+
+
 cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
     """Give everything back. The handle becomes stale; waiters see a wake-up and find EBADF."""
     cdef idx_t i
@@ -535,6 +558,7 @@ cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
     sk_unhash(e, sk)
     bind_put(e, sk)
     sk_purge_send(e, sk)
+    tcp_fastopen_active_disable_ofo_check(e, sk)
     sk_purge_recv(e, sk)
     while sk.waiters:
         waiter_finish(e, sk.waiters, WT_WOKEN)

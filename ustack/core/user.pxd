@@ -24,9 +24,10 @@ from ustack.core.rtt cimport minmax_reset
 from ustack.core.seqno cimport before
 from ustack.core.sendq cimport tcp_write_queue_purge
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, POLLRDNORM, POLLWRNORM, SHUTDOWN_MASK, ext_at, fastopen_remove, lst_at,
-    sk_alloc, sk_at, sk_destroy, sk_error_report, sk_fport, sk_lport, sk_orphan, sk_reset_keepalive, sk_set_ports, sk_set_state,
-    sk_state_change, sk_stream_is_writeable, tcp_clear_xmit_timers, wait_at, waiter_unlink,
+    POLLERR, POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, POLLRDNORM, POLLWRNORM, SHUTDOWN_MASK, ext_at,
+    fastopen_remove, lst_at, sk_alloc, sk_at, sk_destroy, sk_error_report, sk_fport, sk_lport, sk_orphan,
+    sk_reset_keepalive, sk_set_ports, sk_set_state, sk_state_change, sk_stream_is_writeable,
+    tcp_clear_xmit_timers, tcp_fastopen_active_disable_ofo_check, wait_at, waiter_unlink,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
@@ -230,6 +231,7 @@ cdef inline int tcp_disconnect(engine_t* e, tcb_t* sk) noexcept nogil:
         if sk.state != TCP_CLOSE:
             sk_set_state(e, sk, TCP_CLOSE)
     tcp_clear_xmit_timers(e, sk)
+    tcp_fastopen_active_disable_ofo_check(e, sk)
     rcv_queue_purge(e, sk)
     sk.copied_seq = sk.rcv_nxt
     sk.urg_state = 0

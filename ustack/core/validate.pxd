@@ -14,14 +14,13 @@ from ustack.core.types cimport (
 from ustack.core.challenge cimport tcp_send_challenge_ack
 from ustack.core.dataq cimport SK_GONE
 from ustack.core.delack cimport TCP_MAX_QUICKACKS, tcp_enter_quickack_mode
-from ustack.core.fastopen_client cimport tcp_fastopen_active_disable
 from ustack.core.ofo cimport tcp_dsack_set
 from ustack.core.output cimport tcp_send_ack
 from ustack.core.paws cimport tcp_oow_rate_limited, tcp_paws_check
 from ustack.core.rcvfin cimport tcp_reset
 from ustack.core.rcvwin cimport tcp_receive_window
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport tcp_clock_s
+from ustack.core.sock cimport tcp_clock_s, tcp_fastopen_active_disable
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtBeyondWindow, MIB_TcpExtDelayedACKLost, MIB_TcpExtPAWSEstab, MIB_TcpExtPAWSOldAck,
