@@ -265,6 +265,11 @@ cdef inline int tcp_clean_rtx_queue(engine_t* e, tcb_t* sk, uint32_t prior_fack,
     sample.rtt_us = state.rate.rtt_us
     sample.in_flight = sk.mss_cache * (sk.delivered - state.rate.prior_delivered)
     cc_pkts_acked(e, sk, &sample)
+    if sk.packets_out == 0 and tcp_is_sack(sk):
+        # Nothing is out, so nothing can be marked; see tcp_verify_queue for what may have leaked.
+        sk.lost_out = 0
+        sk.sacked_out = 0
+        sk.retrans_out = 0
     return c.flag
 
 
