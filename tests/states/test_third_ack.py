@@ -219,3 +219,26 @@ def test_options_are_inherited() -> None:
         assert got == [1, 1, 33, 77, 40000]
         assert conn.getblocking()
         t.line("0.2 < R 4")
+
+
+@pytest.mark.parametrize(
+    ("options", "at", "echo", "rtt", "rto"),
+    [
+        (PLAIN, "0.155", None, 155000, 468000),
+        (PLAIN, "0.001", None, 1000, 204000),
+        (LINUX, "1.201", 0, 1201000, 3604000),
+        (LINUX, "1.201", 1000, 201000, 604000),
+        (PLAIN, "1.201", None, 0, 3000000),
+    ],
+)
+def test_rtt_of_the_handshake(options: str, at: str, echo: int | None, rtt: int, rto: int) -> None:
+    """D13: the only SYN-ACK's age, else the echoed timestamp, else none and an RTO of 3 s."""
+    with half_open(options) as t:
+        if at > "1":
+            t.line("1.0 > S. 0")
+        t.line(f"{at} < . 1 ack 1" + (f" <nop,nop,TS 1001 {echo}>" if echo is not None else ""))
+        conn, _ = t.listener.accept()
+        info = conn.getsockopt(6, 11, 280)
+        assert int.from_bytes(info[8:12], "little") == rto
+        assert abs(int.from_bytes(info[68:72], "little") - rtt) <= 1
+        t.line(f"{at} < R 1")
