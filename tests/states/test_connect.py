@@ -219,6 +219,17 @@ def test_source_address_is_that_of_the_prefix() -> None:
         assert start(stack, host="192.0.2.9", bind=("198.51.100.1", 0))[1].src == "198.51.100.1"
 
 
+def test_a_whole_prefix_may_be_ours() -> None:
+    with new_stack(address="203.0.113.0/24") as stack:
+        assert start(stack, host=PEER)[1].src == "203.0.113.1"
+        assert start(stack, host=PEER, bind=("203.0.113.77", 0))[1].src == "203.0.113.77"
+        server = stack.create_server(("0.0.0.0", 80))
+        for host in ("203.0.113.0", "203.0.113.200", "203.0.113.255"):
+            assert stack.inject(raw(IP(src=PEER, dst=host) / TCP(sport=9, dport=80, flags="S"))) == 0
+            assert IP(stack.take()[0][1]).src == host
+        server.close()
+
+
 def test_to_ourselves(stack: Stack) -> None:
     server = stack.create_server(("0.0.0.0", 80))
     for host, seen in ((SERVER, SERVER), ("127.0.0.1", "127.0.0.1"), ("", "127.0.0.1")):

@@ -305,3 +305,17 @@ def test_port_zero(bed: Testbed) -> None:
     assert answer[TCP].flags == "SA"
     _, _, (answer,) = deliver(bed, raw(ip() / TCP(sport=1000, dport=0, flags="S", seq=5)))
     assert (answer[TCP].flags, answer[TCP].ack) == ("RA", 6)
+
+
+def test_merged_segments_count_as_what_came_over_the_wire(bed: Testbed) -> None:
+    bed.connect(1000, 0.0, "mss 1460,nop,ws 7")
+    sock, _ = bed.listener.accept()
+    synack = bed.flow(1000).stack_isn
+    assert synack is not None
+    data = TCP(sport=1000, dport=80, flags="A", seq=10001, ack=synack + 1, window=512, chksum=0) / Raw(b"x" * 4000)
+    assert bed.stack.inject(raw(ip() / data), csum=1, gso_size=1460) == 0
+    assert sock.recv(10_000) == b"x" * 4000
+    info = sock.getsockopt(6, 11, 280)
+    assert [int.from_bytes(info[i : i + 4], "little") for i in (140, 152)] == [2 + 3, 3]
+    assert bed.stack.nstat()["TcpInSegs"] == 3
+    assert bed.stack.nstat()["IpExtInNoECTPkts"] == 2 + 3

@@ -182,6 +182,13 @@ cdef inline void route_default(engine_t* e, bint on) noexcept nogil:
     route_change(e, &r, ROUTE_REPLACE if on else ROUTE_DEL)
 
 
+cdef inline uint32_t addr_source_(const addr_t* a) noexcept nogil:
+    # What goes out comes from this address: of a whole prefix, the first host if the network itself was named.
+    if a.any_of and a.plen < 31 and a.addr & ~plen_mask(a.plen) == 0:
+        return a.addr + 1
+    return a.addr
+
+
 cdef inline void route_connect_(engine_t* e, const addr_t* a) noexcept nogil:
     # The connected prefix of an address, if it has none yet.
     cdef route_t r
@@ -191,7 +198,7 @@ cdef inline void route_connect_(engine_t* e, const addr_t* a) noexcept nogil:
     r.dst = a.addr & plen_mask(a.plen)
     r.plen = a.plen
     r.type = RTF_UNICAST
-    r.src = a.addr
+    r.src = addr_source_(a)
     route_change(e, &r, ROUTE_ADD)
 
 
@@ -219,18 +226,20 @@ cdef inline int addr_del(engine_t* e, uint32_t addr, uint8_t plen) noexcept nogi
     # Takes the address and its connected prefix away; another address of the same prefix takes the prefix over.
     cdef uint32_t i
     cdef uint32_t at = MAX_ADDR
+    cdef uint32_t gone
     cdef route_t* r
     for i in range(e.n_addrs):
         if e.addrs[i].addr == addr and e.addrs[i].plen == plen:
             at = i
     if at == MAX_ADDR:
         return -E_ADDRNOTAVAIL
+    gone = addr_source_(&e.addrs[at])
     for i in range(at + 1, e.n_addrs):
         e.addrs[i - 1] = e.addrs[i]
     e.n_addrs -= 1
     e.rt_gen += 1
     r = fib_find(e, addr & plen_mask(plen), plen)
-    if r != NULL and r.src == addr:
+    if r != NULL and r.src == gone:
         memset(r, 0, sizeof(route_t))
     for i in range(e.n_addrs):
         route_connect_(e, &e.addrs[i])
@@ -376,7 +385,7 @@ cdef inline uint32_t route_advmss(engine_t* e, const route_t* r, uint32_t mtu) n
 
 
 cdef inline uint32_t first_address(engine_t* e) noexcept nogil:
-    return e.addrs[0].addr if e.n_addrs != 0 else 0
+    return addr_source_(&e.addrs[0]) if e.n_addrs != 0 else 0
 
 
 cdef inline int route_find_(engine_t* e, uint32_t daddr, uint16_t* rt) noexcept nogil:
