@@ -60,25 +60,33 @@ cdef inline ns_t clock_ns() noexcept nogil:
     return <ns_t> ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
-cdef inline void lock_slow(shared_t* s) noexcept nogil:
+cdef inline bint lock_spin(shared_t* s) noexcept nogil:
+    """Try for at most SPIN_NS, counted as a waiter, so that the engine thread does not lock again first."""
+    cdef ns_t limit = clock_ns() + SPIN_NS
+    cdef bint taken = False
+    atomic_add(&s.waiting, 1)
+    while not taken and clock_ns() < limit:
+        cpu_relax()
+        taken = pthread_mutex_trylock(&s.mu) == 0
+    atomic_add(&s.waiting, -1)
+    return taken
+
+
+cdef inline void lock_wait(shared_t* s) noexcept nogil:
+    """Sleep until the lock has been free for a moment."""
     atomic_add(&s.waiting, 1)
     pthread_mutex_lock(&s.mu)
+    pthread_mutex_unlock(&s.mu)
     atomic_add(&s.waiting, -1)
 
 
 cdef inline void acquire(engine_t* e, shared_t* s) noexcept:
-    """Lock for a user call and set the time. The GIL is held on entry and on return."""
-    cdef ns_t limit
+    """Lock for a user call and set the time. The GIL is held on entry and on return, and nobody ever waits for it while he holds the lock:
+    a busy Python thread would stop the packets for milliseconds, and a thread that locks with the GIL held would never end."""
     if pthread_mutex_trylock(&s.mu) != 0:
-        limit = clock_ns() + SPIN_NS
-        while True:
-            cpu_relax()
-            if pthread_mutex_trylock(&s.mu) == 0:
-                break
-            if clock_ns() >= limit:
-                with nogil:
-                    lock_slow(s)
-                break
+        while not lock_spin(s):
+            with nogil:
+                lock_wait(s)
     if s.real_clock:
         engine_time(e, clock_ns())
 
