@@ -20,7 +20,7 @@ from ustack.core.config cimport N_SYSCTLS, sysctl_row, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
 from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
 from ustack.core.engine cimport (
-    engine_destroy, engine_init, engine_loop, engine_next_timeout, engine_params_t, engine_poll, engine_receive,
+    engine_destroy, engine_init, engine_loop, engine_next_timeout, engine_params_t, engine_poll, engine_prefetch, engine_receive,
     engine_time, engine_tx_done,
 )
 from ustack.core.metrics cimport metrics_flush

@@ -141,6 +141,11 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
     pthread_mutex_lock(&s.mu)
     engine_time(e, now)
     if l.n_stages == 0:
+        if n > 1:
+            for i in range(n):
+                engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, False)
+            for i in range(n):
+                engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, True)
         for i in range(n):
             r = &l.dev.pkts[i]
             engine_receive(e, r.p, r.len, r.csum, r.gso_size, now)

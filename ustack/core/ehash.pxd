@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport munmap
 
-from ustack.core.pool cimport map_reserve
+from ustack.core.pool cimport map_reserve, ustack_prefetch
 from ustack.core.seqno cimport ilog2_u32
 from ustack.core.siphash cimport flow_hash
 from ustack.core.types cimport E_INVAL, E_NOMEM, REF_MASK, REF_SHIFT, ref_t
@@ -18,13 +18,6 @@ from ustack.core.types cimport E_INVAL, E_NOMEM, REF_MASK, REF_SHIFT, ref_t
 cdef enum:
     EHASH_KINDS = 16
     EHASH_MAX = 0x8000000       # buckets
-
-cdef extern from *:
-    """
-    #define ustack_prefetch(p) __builtin_prefetch(p)
-    """
-    void ustack_prefetch(const void* p) noexcept nogil
-
 
 cdef struct enode_t:
     ref_t next

@@ -28,6 +28,8 @@ cdef extern from *:
     #define ustack_poison(p, n) ((void)(p), (void)(n))
     #define ustack_unpoison(p, n) ((void)(p), (void)(n))
     #endif
+    /* gcc drops calls of functions that do nothing but prefetch; the empty statement keeps them. */
+    #define ustack_prefetch(p) do { __builtin_prefetch(p); __asm__ volatile("" : : "r"(p)); } while (0)
     #ifndef ustack_assert
     #include <assert.h>
     #define ustack_assert(c) assert(c)
@@ -37,6 +39,7 @@ cdef extern from *:
     void ustack_poison(void* p, size_t n) noexcept nogil
     void ustack_unpoison(void* p, size_t n) noexcept nogil
     void ustack_assert(bint c) noexcept nogil
+    void ustack_prefetch(const void* p) noexcept nogil
 
 
 cdef struct pool_t:
@@ -113,6 +116,7 @@ cdef inline idx_t pool_alloc(pool_t* pool) noexcept nogil:
         p = pool_at(pool, i)
         ustack_unpoison(p, pool.stride)
         pool.free_head = (<uint32_t*>p)[0]
+        ustack_prefetch(pool_at(pool, pool.free_head))
         memset(p, 0, pool.stride)
     elif pool.high < pool.cap:
         pool.high += 1

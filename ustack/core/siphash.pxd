@@ -29,17 +29,20 @@ cdef inline void sip_init(sip_t* s, uint64_t k0, uint64_t k1) noexcept nogil:
     s.v3 = k1 ^ 0x7465646279746573ULL
 
 
-cdef inline void sip_round(sip_t* s) noexcept nogil:
-    s.v0 += s.v1
-    s.v2 += s.v3
-    s.v1 = rotl64(s.v1, 13) ^ s.v0
-    s.v3 = rotl64(s.v3, 16) ^ s.v2
-    s.v0 = rotl64(s.v0, 32)
-    s.v2 += s.v1
-    s.v0 += s.v3
-    s.v1 = rotl64(s.v1, 17) ^ s.v2
-    s.v3 = rotl64(s.v3, 21) ^ s.v0
-    s.v2 = rotl64(s.v2, 32)
+cdef extern from *:
+    """
+    /* A macro: as a function gcc keeps it out of line, and the four words go through memory in every round. */
+    #define ustack_rotl(x, n) ((x) << (n) | (x) >> (64 - (n)))
+    #define ustack_sip_round(s) do { \\
+        (s)->v0 += (s)->v1;                             (s)->v2 += (s)->v3; \\
+        (s)->v1 = ustack_rotl((s)->v1, 13) ^ (s)->v0;   (s)->v3 = ustack_rotl((s)->v3, 16) ^ (s)->v2; \\
+        (s)->v0 = ustack_rotl((s)->v0, 32); \\
+        (s)->v2 += (s)->v1;                             (s)->v0 += (s)->v3; \\
+        (s)->v1 = ustack_rotl((s)->v1, 17) ^ (s)->v2;   (s)->v3 = ustack_rotl((s)->v3, 21) ^ (s)->v0; \\
+        (s)->v2 = ustack_rotl((s)->v2, 32); \\
+    } while (0)
+    """
+    void sip_round "ustack_sip_round"(sip_t* s) noexcept nogil
 
 
 cdef inline void sip_word(sip_t* s, uint64_t m) noexcept nogil:
