@@ -9,7 +9,7 @@
 from libc.string cimport memset
 
 from ustack.core.types cimport (
-    DROP_TCP_ACK_UNSENT_DATA, DROP_TCP_TOO_OLD_ACK, NS_PER_MS, TH_CWR, TH_ECE, TH_SYN, idx_t, int32_t, int64_t, ns_t, seg_t, uint8_t, uint32_t,
+    DROP_TCP_ACK_UNSENT_DATA, DROP_TCP_TOO_OLD_ACK, TH_CWR, TH_ECE, TH_SYN, idx_t, int64_t, ns_t, seg_t, uint8_t, uint32_t,
     uint64_t,
 )
 from ustack.core.cc cimport (
@@ -48,7 +48,7 @@ from ustack.core.sack cimport (
 from ustack.core.sendq cimport (
     sq_rtx_head, sq_trim_head, sq_unlink_free, sq_wq_empty, tcp_chrono_stop, tcp_is_sack, tcp_packets_in_flight, tcp_sndbuf_expand, tcp_wnd_end,
 )
-from ustack.core.seqno cimport after, before, between, i32_max
+from ustack.core.seqno cimport after, before, between
 from ustack.core.sock cimport sr_at, tcp_clear_retrans_timer, tcp_clock_s
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (

@@ -7,7 +7,7 @@
 
 from libc.string cimport memset, strlen, strncmp
 
-from ustack.core.types cimport E_NOENT, TCP_CLOSE, TCP_LISTEN, int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t
+from ustack.core.types cimport E_NOENT, TCP_CLOSE, TCP_LISTEN, uint8_t, uint32_t, uint64_t
 from ustack.core.cc_bbr cimport (
     bbr_cong_control, bbr_cwnd_event, bbr_init, bbr_min_tso_segs, bbr_set_state, bbr_ssthresh, bbr_undo_cwnd,
 )
@@ -17,7 +17,7 @@ from ustack.core.cc_cubic cimport (
 from ustack.core.cc_reno cimport reno_cong_avoid, reno_ssthresh, reno_undo_cwnd
 from ustack.core.cwnd cimport CA_EVENT_COMPLETE_CWR, ack_sample_t, rate_sample_t
 from ustack.core.sendq cimport tcp_packets_in_flight
-from ustack.core.seqno cimport i32_max, i32_min, u32_max, u32_min
+from ustack.core.seqno cimport i32_max, i32_min
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
     CA_PRIV_WORDS, CC_BBR, CC_CUBIC, CC_RENO, CC_USER, TCP_CA_CWR, TCP_CA_OPEN, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, TCP_INFINITE_SSTHRESH, tcb_t,

@@ -17,7 +17,7 @@ from ustack.core.seqno cimport after, before, i32_max, u32_max, u32_min, u64_min
 from ustack.core.siphash cimport prng_below
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
-    CA_PRIV_WORDS, TCP_CA_LOSS, TCP_CA_OPEN, TCP_CA_RECOVERY, TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, tcb_t,
+    TCP_CA_LOSS, TCP_CA_OPEN, TCP_CA_RECOVERY, TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, tcb_t,
 )
 
 cdef enum:
@@ -61,7 +61,7 @@ cdef struct bbr_t:              # 112 bytes, all of ca_priv
     uint32_t min_rtt_stamp      # tick
     uint32_t probe_rtt_done_stamp
     uint32_t rtt_cnt            # rounds so far
-    uint32_t next_rtt_delivered # the round ends when what was sent now is delivered
+    uint32_t next_rtt_delivered  # the round ends when what was sent now is delivered
     uint32_t lt_bw
     uint32_t lt_last_delivered
     uint32_t lt_last_stamp      # ms

@@ -29,9 +29,10 @@ from ustack.core.rcvwin cimport (
     tcp_data_ready, tcp_fast_path_on, tcp_initialize_rcv_mss, tcp_rcv_rtt_measure_ts, tcp_receive_window,
 )
 from ustack.core.recovery cimport (
-    tcp_synack_rtt_meas, tcp_try_undo_recovery, tcp_try_undo_spurious_syn, tcp_update_rto_time,
+    tcp_try_undo_recovery, tcp_try_undo_spurious_syn, tcp_update_rto_time,
 )
 from ustack.core.retrans cimport tcp_rearm_rto
+from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.sack cimport FLAG_DATA, FLAG_NO_CHALLENGE_ACK, FLAG_SLOWPATH, FLAG_UPDATE_TS_RECENT
 from ustack.core.seqno cimport after, before
 from ustack.core.sock cimport (

@@ -7,7 +7,7 @@
 # known only after the congestion control has run.
 # Callers: ack, timers (tcp_enter_loss, tcp_rack_reo_timeout), icmp (tcp_simple_retransmit), request (tcp_init_undo).
 
-from ustack.core.types cimport NS_PER_MS, NS_PER_US, TCP_SYN_SENT, idx_t, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t
+from ustack.core.types cimport NS_PER_MS, NS_PER_US, TCP_SYN_SENT, idx_t, int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t
 from ustack.core.cc cimport (
     cc_cwnd_event, cc_has_cong_control, cc_min_tso_segs, cc_ssthresh, cc_undo_cwnd, tcp_cwnd_reduction, tcp_ecn_queue_cwr, tcp_ecn_withdraw_cwr,
     tcp_end_cwnd_reduction, tcp_enter_cwr, tcp_init_cwnd_reduction, tcp_set_ca_state,
@@ -23,7 +23,6 @@ from ustack.core.mss cimport tcp_current_mss, tcp_mss_to_mtu, tcp_sync_mss, tcp_
 from ustack.core.output cimport __tcp_push_pending_frames
 from ustack.core.records cimport SR_LOST, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.retrans cimport tcp_rearm_rto, tcp_retransmit_skb
-from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.sack cimport (
     FLAG_DATA_SACKED, FLAG_ECE, FLAG_LOST_RETRANS, FLAG_ORIG_SACK_ACKED, FLAG_SACK_RENEGING, FLAG_SET_XMIT_TIMER,
     FLAG_SND_UNA_ADVANCED,
@@ -32,7 +31,7 @@ from ustack.core.sendq cimport (
     sq_rtx_head, sq_rtx_next, sq_wq_empty, tcp_is_sack, tcp_left_out, tcp_packets_in_flight, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_max, u32_min
-from ustack.core.sock cimport jiffies_up, sr_at, tcp_clock_ms, tcp_reset_xmit_timer
+from ustack.core.sock cimport jiffies_up, sr_at, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKUndo, MIB_TcpExtTCPFastRetrans, MIB_TcpExtTCPFullUndo, MIB_TcpExtTCPLossUndo, MIB_TcpExtTCPMTUPFail,

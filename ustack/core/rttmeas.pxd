@@ -4,7 +4,7 @@
 # Linux: tcp_ack_update_rtt, tcp_update_rtt_min, tcp_set_rto, tcp_synack_rtt_meas. The estimator itself is rtt.pxd.
 # Callers: ack; request and input for the handshake's sample.
 
-from ustack.core.types cimport NS_PER_MS, NS_PER_US, int64_t, ns_t, uint32_t
+from ustack.core.types cimport NS_PER_MS, NS_PER_US, int64_t, uint32_t
 from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt
 from ustack.core.output cimport tcp_rto_max
 from ustack.core.route cimport sk_rto_min

@@ -6,7 +6,7 @@
 # Invariant: highest_sack is the record just above the highest SACKed one (0 = none: SND.NXT), meaningful while sacked_out != 0.
 # Caller: ack.
 
-from ustack.core.types cimport idx_t, int32_t, int64_t, ns_t, sackblk_t, seg_t, uint8_t, uint16_t, uint32_t
+from ustack.core.types cimport idx_t, int32_t, ns_t, sackblk_t, seg_t, uint8_t, uint16_t, uint32_t
 from ustack.core.cwnd cimport rate_sample_t
 from ustack.core.loss cimport SR_ANY_RETRANS, tcp_check_sack_reordering, tcp_highest_sack_seq, tcp_rack_advance, tcp_skb_seglen
 from ustack.core.mss cimport TCP_MIN_GSO_SIZE
