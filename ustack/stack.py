@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import itertools
@@ -12,6 +13,7 @@ import logging
 import os
 import struct
 import time
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -254,6 +256,12 @@ class Stack:
             self.link_device.close()
 
     close = stop
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if self.clock is None and not getattr(self, "stopped", True) and hasattr(self, "_driver"):
+            _warn(f"unstopped {self!r}", ResourceWarning, source=self)
+            with contextlib.suppress(Exception):
+                self.stop()
 
     def __enter__(self) -> Stack:
         return self

@@ -204,6 +204,52 @@ def test_without_the_privilege_the_ways_out_are_named(lab: TunLab, program: Call
         folder.rmdir()
 
 
+ROOTLESS = """
+import ctypes, os, subprocess, sys, threading
+import ustack
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl(4, 1, 0, 0, 0)       # dumpable again, so that the maps may be written
+if libc.unshare(0x10000000 | 0x40000000):
+    print("no user namespace:", os.strerror(ctypes.get_errno()))
+    sys.exit(4)
+for name, text in (("setgroups", "deny"), ("uid_map", "0 65534 1"), ("gid_map", "0 65534 1")):
+    with open(f"/proc/self/{name}", "w") as file:
+        file.write(text)
+link = ustack.TunLink("ustack0", path="NODE")
+subprocess.run("ip addr add 192.0.2.1/24 dev ustack0", shell=True, check=True)
+blob = bytes(range(256)) * 4000
+with ustack.Stack(link, "192.0.2.2/24") as stack, stack.create_server(("192.0.2.2", 80)) as server:
+    def serve():
+        conn, _ = server.accept()
+        with conn:
+            while b"\\r\\n\\r\\n" not in conn.recv(65536):
+                pass
+            conn.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n" + blob)
+    threading.Thread(target=serve).start()
+    got = subprocess.run(["curl", "-sS", "-m", "20", "http://192.0.2.2/"], capture_output=True)
+    print(got.returncode, got.stdout == blob, got.stderr.decode())
+"""
+
+
+def test_without_root_in_a_namespace_of_one_s_own(program: Callable[..., subprocess.Popen[str]]) -> None:
+    """A node open to all, a user that is nobody, unshare: a stack on a TUN device, and curl."""
+    folder = Path(f"/tmp/ustack-rootless-{os.getpid()}")
+    folder.mkdir()
+    try:
+        folder.chmod(0o755)
+        os.mknod(folder / "tun", stat.S_IFCHR | 0o666, os.makedev(10, 200))
+        (folder / "tun").chmod(0o666)
+        run = program(ROOTLESS.replace("NODE", str(folder / "tun")).replace("\\\\", "\\"), cwd="/")
+        out, err = run.communicate(timeout=50)
+        if run.returncode == 4:
+            pytest.skip(out.strip())
+        assert (run.returncode, out.split()) == (0, ["0", "True"]), (out, err)
+    finally:
+        (folder / "tun").unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def test_the_device_disappears(lab: TunLab) -> None:
     """The namespace's device is deleted under the stack: the stack stays alive, its timers and calls work, stop() works."""
     lab.ns.ip_ok("tuntap", "add", "mode", "tun", "ustack0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import select
 import signal
@@ -203,6 +204,16 @@ def test_an_impaired_link(pair: tuple[Stack, Stack]) -> None:
         assert got == blob
     assert bad.counters()["out"]["duplicated"] > 0
     assert bad.link.counters()["out"]["lost"] > 0
+
+
+def test_a_forgotten_stack_is_reported_and_its_thread_ends() -> None:
+    before = threading.active_count()
+    stack = Stack(MemoryLink(), f"{A}/24")
+    assert threading.active_count() == before + 1
+    with pytest.warns(ResourceWarning, match="unstopped"):
+        del stack
+        gc.collect()
+    until(lambda: threading.active_count() == before)
 
 
 # ---- descriptors -----------------------------------------------------------------------------------------------------------------
