@@ -46,7 +46,6 @@ cdef void write_syn(uint8_t* p, uint64_t n) noexcept nogil:
     # The n-th client's SYN: spread one to one over 2^14 addresses from 198.19.0.0 on and 2^16 ports.
     cdef uint64_t x = (n * 0x5851f42d4c957f2dULL + 1) & 0x3fffffffULL
     cdef uint32_t src = 0xc6130000U + (<uint32_t>(x >> 16) & 0x3fff)
-    cdef uint32_t i
     memset(p, 0, LEN)
     p[0] = 0x45
     put16(p + 2, LEN)

@@ -724,8 +724,9 @@ def tx_cut(hdr, payload, int split, int gso_size, bint partial=True):
     out = Block(bytes(tx.tx_len(&f)))
     assert tx.tx_whole(&f, out.p) == out.n
     return packets, out.get()
-# ---- congestion control: an engine and a socket that nothing is connected to
 
+
+# ---- congestion control: an engine and a socket that nothing is connected to
 # A module of the user's own: halves at once, adds a packet per ACK.
 cdef uint32_t own_ssthresh(engine_t* e, tcb_t* sk) noexcept nogil:
     return sk.snd_cwnd // 2

@@ -7,7 +7,7 @@ then counts itself as a waiter and blocks without the GIL (_border/lock.pxi).
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -16,7 +16,7 @@ from ustack.core.types cimport (
     E_NOMEM, E_PIPE, KIND_REQ, KIND_TCB, KIND_TW, NS_NEVER, REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_CWR, TM_KEEP,
     TM_REQ, TM_RETRANS, TM_TW, idx_t, ns_t, ref_t, seg_t,
 )
-from ustack.core.config cimport N_SYSCTLS, sysctl_row, sysctl_table
+from ustack.core.config cimport N_SYSCTLS, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
 from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
 from ustack.core.engine cimport (
@@ -24,23 +24,23 @@ from ustack.core.engine cimport (
     engine_time, engine_tx_done,
 )
 from ustack.core.metrics cimport metrics_flush
-from ustack.core.pool cimport pool_at, pool_free, pool_gen, pool_live
+from ustack.core.pool cimport pool_free, pool_gen, pool_live
 from ustack.core.records cimport (
-    RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WAITING, WT_WOKEN, listener_t,
+    RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WOKEN, listener_t,
     req_t, reqext_t, tw_t, txframe_t, waiter_t,
 )
 from ustack.core.recvmsg cimport tcp_recvmsg, tcp_recvmsg_ts
 from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport,
+    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle,
     sk_wake, tw_at, wait_at, waiter_finish,
 )
 from ustack.core.service cimport (
     SVC_CHARGEN, SVC_CHUNK, SVC_DISCARD, SVC_ECHO, SVC_HTTP, SVC_NONE, service_pump, service_set,
 )
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
-from ustack.core.state cimport EV_DROP, EV_LOG, EV_STATE, engine_t, event_t, metrics_t, route_t
+from ustack.core.state cimport engine_t, event_t, route_t
 from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
 from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info

@@ -102,7 +102,7 @@ def test_http_refuses_an_endless_head(pair):
 
 
 def test_only_a_listener_takes_a_service(pair):
-    client, server = pair
+    _client, server = pair
     with server.socket() as sock, pytest.raises(OSError, match="listening"):
         server.engine.set_service(sock.handle, "echo")
     with serve(server, "echo") as sock, pytest.raises(OSError, match="no built-in service"):

@@ -118,4 +118,3 @@ cdef inline void release(engine_t* e, shared_t* s) noexcept nogil:
     pthread_mutex_unlock(&s.mu)
     if kick and atomic_swap(&s.sleeping, 0):
         fd_write(s.wake_fd, &one, 8)
-

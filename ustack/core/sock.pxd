@@ -438,9 +438,9 @@ cdef inline void sk_purge_send(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline void sk_purge_recv(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef idx_t i = sk.rq_head
     cdef idx_t nxt
-    cdef int k
+    cdef int _k
     cdef uint8_t* old = NULL
-    for k in range(2):
+    for _k in range(2):
         while i:
             nxt = rr_at(e, i).next
             pool_free(&e.rrec, i)
