@@ -56,7 +56,7 @@ def test_echo(bed: Testbed) -> None:
         bed.inject(message(8, 5, 0x12340007, b"abc", tos=0x4B, ttl=1))
     ((_, packet),) = bed.stack.take()
     p = IP(packet)
-    assert (p.src, p.dst, p.ttl, p.tos, int(p.flags)) == (SERVER, PEER, 64, 0x48, 0)
+    assert (p.src, p.dst, p.ttl, p.tos, int(p.flags)) == (SERVER, PEER, 64, 0x4B, 0)
     assert p.id != 0
     assert packet[20:22] == b"\0\5"
     assert packet[24:] == b"\x12\x34\x00\x07abc"
