@@ -13,7 +13,7 @@ _HINTS: dict[int, str] = {
     errno.EINVAL: "not valid for this socket in its present state",
     errno.ENOTCONN: "the socket is not connected",
     errno.EISCONN: "the socket is already connected",
-    errno.EPIPE: "our side of the connection is closed for sending",
+    errno.EPIPE: "the connection is no longer open for sending: shut down here, or reset by the peer",
     errno.ENOPROTOOPT: "no such option here: docs/linux-parity.md lists what is not modelled",
     errno.ENOENT: "no such name",
     errno.ENOBUFS: "a pool of the stack is exhausted",
