@@ -1,7 +1,7 @@
 # Set-up shared by demo and test: Debian packages (as root), virtual environment, build. Sourced with `top` set to the checkout.
 
 PACKAGES_BUILD="gcc python3-dev python3-venv"
-PACKAGES_RUN="curl hping3 iproute2 tcpdump nmap procps util-linux net-tools"
+PACKAGES_RUN="iputils-ping curl hping3 iproute2 tcpdump nmap procps util-linux net-tools"
 
 have_package() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q "ok installed"; }
 

@@ -258,7 +258,7 @@ class Stack:
     close = stop
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        if self.clock is None and not getattr(self, "stopped", True) and hasattr(self, "_driver"):
+        if getattr(self, "clock", None) is None and not getattr(self, "stopped", True) and hasattr(self, "_driver"):
             _warn(f"unstopped {self!r}", ResourceWarning, source=self)
             with contextlib.suppress(Exception):
                 self.stop()
