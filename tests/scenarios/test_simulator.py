@@ -1,5 +1,6 @@
 """The simulator's oracle over many seeds: no stuck connection, no leak, no lost or invented byte."""
 
+import os
 import subprocess
 import sys
 
@@ -30,7 +31,7 @@ def test_one_seed_is_one_run():
 
 def test_a_seed_does_not_hang_on_the_hash_seed():
     code = "from ustack.sim import run; print(run(5).digest, run(6).digest)"
-    outputs = {subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+    outputs = {subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
                               capture_output=True, text=True, check=True).stdout for seed in ("1", "2")}
     assert len(outputs) == 1
 
