@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -16,6 +17,12 @@ Report = pytest.TestReport
 PASSED = pytest.StashKey[bool]()
 CORE = TESTS.parent / "ustack" / "core"
 REAL_TIME = {"interop"}  # directories whose tests talk to something that runs in real time
+
+
+def pytest_configure() -> None:
+    """A run in the background (nohup, some CI) ignores Ctrl-C, and its children inherit that; programs under test must see it as users' do."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:

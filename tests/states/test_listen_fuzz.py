@@ -46,7 +46,7 @@ class Chaos:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.clock = VirtualClock(wall=1_700_000_000_000_000_000)
-        limits = {"max_req": 40, "max_tcb": 30, "max_tw": 4, "max_ext": 12, "max_listeners": 5}
+        limits = {"requests": 40, "sockets": 30, "time_wait": 4, "extensions": 12, "listeners": 5}
         self.stack = Stack(None, SERVER + "/24", clock=self.clock, seed=seed, limits=limits)
         for name, values in SYSCTL.items():
             self.stack.sysctl[f"net.ipv4.{name}"] = self.rng.choice(values)

@@ -51,6 +51,21 @@ cdef bytes seed_bytes(object seed):
     return bytes(seed)
 
 
+cdef int set_limits(engine_params_t* p, dict limits) except -1:
+    """Sizes of the pools by pool_usage's names; what is not named keeps its default."""
+    p.max_req = limits.pop("requests", 0)
+    p.max_tcb = limits.pop("sockets", 0)
+    p.max_tw = limits.pop("time_wait", 0)
+    p.max_listeners = limits.pop("listeners", 0)
+    p.max_srec = limits.pop("send_records", 0)
+    p.max_rrec = limits.pop("receive_records", 0)
+    p.max_ext = limits.pop("extensions", 0)
+    p.max_waiters = limits.pop("waiters", 0)
+    if limits:
+        raise ValueError(f"no such limit: {', '.join(map(str, limits))}")
+    return 0
+
+
 cdef class Engine:
     """One stack without any I/O: packets, times and calls in, packets and results out.
 
@@ -81,11 +96,7 @@ cdef class Engine:
         p.cookie_phase = cookie_phase_ns
         p.mtu = mtu
         p.ehash_entries = ehash_entries or 0
-        if limits:
-            p.max_req = limits.get("requests", 0)
-            p.max_tcb = limits.get("sockets", 0)
-            p.max_tw = limits.get("time_wait", 0)
-            p.max_listeners = limits.get("listeners", 0)
+        set_limits(&p, dict(limits or {}))
         self.e = <engine_t*> calloc(1, sizeof(engine_t))
         if self.e == NULL:
             raise MemoryError
