@@ -1,0 +1,170 @@
+"""The peers: how each is started. All serve echo (7), discard (9), chargen (19) and a minimal HTTP (80) on 198.51.100.2.
+
+A mode is what a row wants of the server: "tcp" (as a user would run it), "spin" (it may use its core whole), "cookies" (a small backlog, so
+that a flood is answered by cookies), "queue" (limits out of the way, so that each SYN gets an entry).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import build, net
+from .process import Server
+
+SERVER_SECONDS = "600"      # no server outlives this, whatever becomes of the harness
+
+
+@dataclass
+class Machine:
+    """The cores: the server has one, whatever it is, and the client the other."""
+
+    server_cpu: int = 0
+    client_cpu: int = 1
+    ustack: Path | None = None      # None: to be built
+
+
+class Peer:
+    """One stack. `start` gives a ready server on its wire."""
+
+    name = ""
+    title = ""
+    version = ""
+    modes: tuple[str, ...] = ("tcp", "cookies", "queue", "many")
+    idle_is_free = True             # an idle server takes no CPU, so it may stay up while others are measured
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._wire: net.Wire | None = None
+
+    def build(self) -> None:
+        """Makes what is needed; Missing or Broken if that cannot be."""
+
+    def make_wire(self) -> net.Wire:
+        return net.tun()
+
+    def wire(self) -> net.Wire:
+        if self._wire is None:
+            self._wire = self.make_wire()
+        return self._wire
+
+    def command(self, mode: str) -> list[str]:
+        raise NotImplementedError
+
+    def env(self) -> Mapping[str, str]:
+        return {}
+
+    def prepare(self, mode: str) -> None:
+        """What the namespace needs for this mode."""
+
+    def start(self, mode: str) -> Server:
+        wire = self.wire()
+        self.prepare(mode)
+        return Server(wire.inside(wire.server, *self.command(mode)), self.env())
+
+    def half_open(self, server: Server) -> int:
+        """Half-open connections of a server that has got nothing but SYNs of new clients."""
+        raise NotImplementedError
+
+    def pinned(self, *words: str) -> list[str]:
+        return ["taskset", "-c", str(self.machine.server_cpu), *words]
+
+
+class Limit(Peer):
+    """What the TUN device allows: a SYN reflector and an ideal TCP, in C."""
+
+    name, title = "limit", "C limit"
+    modes = ("tcp", "spin", "cookies", "queue", "many")
+    vnet: tuple[str, ...] = ("-V",)
+
+    def build(self) -> None:
+        for name in ("reflect", "ideal"):
+            build.program(name)
+
+    def command(self, mode: str) -> list[str]:
+        common = ["-i", "tun0", "-c", str(self.machine.server_cpu), "-d", SERVER_SECONDS, *self.vnet]
+        if mode in ("cookies", "queue", "many"):
+            return [build.program("reflect"), *common]
+        return [build.program("ideal"), *common, *(["-s"] if mode == "spin" else []), *([] if self.vnet else ["-W", "524288"])]
+
+
+class PlainLimit(Limit):
+    """The same without virtio_net_hdr: what a stack that does not use offload could reach (lwIP, smoltcp, gVisor on TUN, PyTCP)."""
+
+    name, title = "limit-plain", "C limit, no offload"
+    vnet = ()
+
+
+class Kernel(Peer):
+    """The kernel's own TCP over a veth pair. In floods its receive work is steered to the server's core, as a stack of its own has it; in the
+    other rows it is where veth leaves it, on the sender's core."""
+
+    name, title = "kernel", "Linux over veth"
+    modes = ("tcp", "spin", "cookies", "queue", "python", "memory")
+
+    def build(self) -> None:
+        build.program("kernel")
+
+    def make_wire(self) -> net.Wire:
+        return net.veth()
+
+    def prepare(self, mode: str) -> None:
+        wire, flood = self.wire(), mode in ("cookies", "queue", "memory")
+        net.steer(wire, self.machine.server_cpu if flood else None)
+        many = mode in ("queue", "memory")
+        net.sysctl(wire.server, net__ipv4__tcp_syncookies=1, net__core__somaxconn=4194304 if many else 4096,
+                   net__ipv4__tcp_max_syn_backlog=4194304 if many else 4096)
+
+    def command(self, mode: str) -> list[str]:
+        if mode == "python":
+            return self.pinned(sys.executable, str(build.BENCH / "pyserver"), "kernel", "--address", net.SERVER)
+        backlog = {"cookies": "128", "queue": "4194304", "memory": "4194304"}.get(mode, "4096")
+        return [build.program("kernel"), "-a", net.SERVER, "-B", backlog, "-c", str(self.machine.server_cpu), "-d", SERVER_SECONDS,
+                *(["-n"] if mode in ("cookies", "queue") else []), *(["-s"] if mode == "spin" else [])]
+
+
+class Ustack(Peer):
+    """ustack on TUN: `ustack serve inetd`, the services built into the engine."""
+
+    name, title = "ustack", "ustack"
+    modes = ("tcp", "spin", "cookies", "queue", "many", "python", "memory")
+    SPIN_US = 100_000
+
+    def build(self) -> None:
+        if self.machine.ustack is None:
+            self.machine.ustack = build.ustack()
+
+    def env(self) -> Mapping[str, str]:
+        return {"PYTHONPATH": str(self.machine.ustack)}
+
+    def command(self, mode: str) -> list[str]:
+        address = net.SERVER + net.PREFIX
+        if mode == "python":
+            return self.pinned(sys.executable, str(build.BENCH / "pyserver"), "ustack", "--address", address, "--tun", "tun0")
+        words = [sys.executable, "-m", "ustack", "serve", "inetd", "--tun", "tun0", "--address", address, "--ready-fd", "1", "-q",
+                 "--name", self.stack_name()]
+        many = mode in ("queue", "many", "memory")
+        limit = 4194304 if many else 4096
+        words += ["--backlog", "128" if mode == "cookies" else str(limit)]
+        for key in ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog"):
+            words += ["--sysctl", f"{key}={limit}"]
+        if mode == "spin":
+            words += ["--busy-poll", str(self.SPIN_US)]
+        return self.pinned(*words)
+
+    def half_open(self, server: Server) -> int:
+        command = [sys.executable, "-m", "ustack", "nstat", "-a", "-j", "-s", "--name", self.stack_name()]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **self.env()}, check=True)
+        counters = json.loads(done.stdout)["ustack"]
+        return int(counters["TcpInSegs"] - counters.get("TcpExtListenDrops", 0))
+
+    def stack_name(self) -> str:
+        return self.wire().client
+
+
+ALL: tuple[type[Peer], ...] = (Limit, PlainLimit, Kernel, Ustack)

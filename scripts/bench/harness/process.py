@@ -1,0 +1,100 @@
+"""Servers and clients as processes. A server prints a line when it is ready; a client prints one JSON object when it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+READY_SECONDS = 30
+
+
+class Failed(RuntimeError):
+    """A measurement could not be made."""
+
+
+def _tasks(pid: int) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return list(Path(f"/proc/{pid}/task").iterdir())
+    return []
+
+
+def scheduled(pid: int) -> tuple[float, float]:
+    """Seconds that a process's threads have run, and that they were ready to run but waited for the core."""
+    ran = waited = 0
+    for task in _tasks(pid):
+        with contextlib.suppress(OSError, ValueError):
+            fields = (task / "schedstat").read_text().split()
+            ran += int(fields[0])
+            waited += int(fields[1])
+    return ran / 1e9, waited / 1e9
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process (its own pages: no page table, no kernel object)."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Server:
+    """A server process, ready when made."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None, settle: float = 0.05) -> None:
+        self._errors = tempfile.TemporaryFile("w+")     # noqa: SIM115 - closed by stop(); not a pipe, which a server that logs much would fill
+        self.command = list(command)
+        self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=self._errors, env={**os.environ, **(env or {})})
+        self.pid = self.process.pid
+        try:
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            raise
+        time.sleep(settle)
+
+    def _await_ready(self) -> None:
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as wait:
+            wait.register(self.process.stdout, selectors.EVENT_READ)
+            if not wait.select(READY_SECONDS):
+                raise Failed(f"not ready after {READY_SECONDS} s: {' '.join(self.command)}: {self.errors()}")
+        if not os.read(self.process.stdout.fileno(), 100):
+            raise Failed(f"ended before it was ready: {' '.join(self.command)}: {self.errors()}")
+
+    def errors(self) -> str:
+        """The last of what it wrote to its standard error."""
+        self._errors.seek(0)
+        return self._errors.read()[-500:].strip()
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self) -> None:
+        if self.alive():
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._errors.close()
+
+
+def client(command: Sequence[str], timeout: float = 60) -> dict[str, Any]:
+    """Runs a client to its end: its JSON line."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as exc:
+        raise Failed(f"{' '.join(command)}: not done after {timeout:.0f} s") from exc
+    if done.returncode or not done.stdout.startswith("{"):
+        raise Failed(f"{' '.join(command)}: exit {done.returncode} {done.stderr.strip()[-300:]}")
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values

@@ -1,0 +1,163 @@
+"""What is measured. A row says how one sample of a peer is taken and what must hold of the medians.
+
+Each sample has `value` (the figure of the row) and, where they apply, `cpu_ns` (CPU time of the server's process per operation; on veth the
+kernel's work is mostly in soft interrupts and is not in it), `lost` (the share of the time that server and client waited for a core: over
+NOISY the sample counts only if there are too few better ones), p50 and p99 in microseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from . import build, net
+from .peers import Peer
+from .process import Failed, Server, client, scheduled
+
+Sample = dict[str, float]
+
+MANY = 1_000_000            # half-open connections of the `many` row
+BURST = 50_000              # SYNs of which the cost is taken at few and at many half-open connections
+FEW = 1_000
+# A SYN-ACK is sent again after 1, 3, 7, 15 and 31 s: none is between 7 s after the last SYN and 15 s after the first, nor between 15 and 31 s.
+QUIET = ((7.3, 14.8), (15.3, 30.8))
+QUIET_NEEDED_S = 2.5
+FILL_MOST_S = 12
+FILL_SHARE = 0.7            # of the rate at which it answers a burst
+FEW_PER_S = 20_000
+DEEP_QUEUE = 50_000         # packets
+FLOOD_SECONDS = 0.7         # under 1 s, so no SYN-ACK of this flood is sent again while it is counted
+SETTLE_S = 0.05
+
+
+@dataclass
+class Plan:
+    """How long a sample takes; --quick shortens it."""
+
+    seconds: float = 0.7
+    many: int = MANY
+    hold: int = 100_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """unit: of the value; better: "more" or "less"; to_limit, to_kernel: what the ratio of the medians must reach."""
+
+    name: str
+    title: str
+    unit: str
+    take: Callable[[Peer, Server, Plan], Sample]
+    mode: str = "tcp"
+    better: str = "more"
+    to_limit: float | None = None
+    to_kernel: float | None = None
+    most: float | None = None               # the value itself must not exceed this
+    without: frozenset[str] = frozenset()   # peers that cannot run it, see `why`
+    why: str = ""
+    rounds: int | None = None               # fewer than the others, because one takes long
+    keeps: bool = field(default=False)      # the server is as good as new afterwards and may serve the next sample
+
+
+def run_client(peer: Peer, server: Server, *words: str, cpu: int | None = None, timeout: float = 60) -> Sample:
+    """A client on the client's core; adds the server's CPU seconds (`cpu_s`) and the share lost to others (`lost`)."""
+    wire = peer.wire()
+    ran, waited = scheduled(server.pid)
+    start = time.monotonic()
+    values = client(wire.inside(wire.client, *words, "-c", str(peer.machine.client_cpu if cpu is None else cpu)), timeout)
+    wall = time.monotonic() - start
+    ran_after, waited_after = scheduled(server.pid)
+    if not server.alive():
+        raise Failed(f"{peer.name} ended: {server.errors()}")
+    waited = waited_after - waited + values.get("waited_s", 0.0)
+    return {**values, "cpu_s": ran_after - ran, "lost": 0.0 if cpu == peer.machine.server_cpu else waited / wall}
+
+
+# ---- SYNs ---------------------------------------------------------------------------------------------------------------------
+def flood(peer: Peer, server: Server, seconds: float, *, first: int = 0, count: int = 0, rate: float = 0) -> Sample:
+    """SYNs from clients number `first` on, and what the server answered: value per second, cpu_ns per answer."""
+    words = [build.program("flood"), "-t", net.SERVER, "-d", str(seconds), "-o", str(first)]
+    words += ["-n", str(count)] if count else []
+    words += ["-r", f"{rate:.0f}"] if rate else []
+    before = peer.wire().packets_sent(server.pid)
+    got = run_client(peer, server, *words)
+    time.sleep(SETTLE_S)
+    answered = peer.wire().packets_sent(server.pid) - before
+    return {"value": answered / got["seconds"], "answered": answered, "sent": got["sent"], "offered_per_s": got["per_s"], "lost": got["lost"],
+            "cpu_ns": got["cpu_s"] * 1e9 / answered if answered else 0.0}
+
+
+def take_flood(peer: Peer, server: Server, plan: Plan) -> Sample:
+    return flood(peer, server, min(plan.seconds, FLOOD_SECONDS))
+
+
+def take_many(peer: Peer, server: Server, plan: Plan) -> Sample:
+    """A flood on top of `plan.many` half-open connections; cpu_ns per SYN of a burst at few and at many of them (few_ns, many_ns)."""
+    if peer.name.startswith("limit"):
+        return take_flood(peer, server, plan)
+    flood(peer, server, 10, count=FEW, rate=FEW_PER_S)
+    few = flood(peer, server, 10, first=FEW, count=BURST)
+    start = time.monotonic()
+    next_client, half_open = FEW + BURST, 0
+    peer.wire().queue(DEEP_QUEUE)       # the fill wants no loss
+    while half_open < plan.many and time.monotonic() - start < FILL_MOST_S:
+        missing = plan.many - half_open
+        flood(peer, server, 10, first=next_client, count=missing, rate=few["value"] * FILL_SHARE)
+        next_client += missing
+        half_open = peer.half_open(server)
+    peer.wire().queue()
+    last = time.monotonic()
+    if half_open < plan.many:
+        raise Failed(f"{peer.name}: {half_open:,} half-open connections instead of {plan.many:,}")
+    quiet_from, _quiet_until = next((a, b) for a, b in QUIET if last - start + a < b - QUIET_NEEDED_S)
+    time.sleep(max(0.0, last + quiet_from - time.monotonic()))
+    burst = flood(peer, server, 10, first=next_client, count=BURST)
+    out = flood(peer, server, FLOOD_SECONDS, first=next_client + BURST)
+    out.update(half_open=half_open, few_ns=few["cpu_ns"], many_ns=burst["cpu_ns"], growth=burst["cpu_ns"] / few["cpu_ns"])
+    return out
+
+
+# ---- connections, requests, bulk, round trips ---------------------------------------------------------------------------------
+def load(work: str, *words: str, spin: bool = False, same_core: bool = False) -> Callable[[Peer, Server, Plan], Sample]:
+    """One run of the load program."""
+    def take(peer: Peer, server: Server, plan: Plan) -> Sample:
+        cpu = peer.machine.server_cpu if same_core else None
+        got = run_client(peer, server, build.program("load"), work, "-t", net.SERVER, "-d", str(plan.seconds), *words,
+                         *(["-s"] if spin else []), cpu=cpu)
+        value = got.get("mb_per_s", got.get("per_s", 0.0))
+        done = got["bytes"] if "bytes" in got else value * plan.seconds
+        out = {"value": value, "lost": got["lost"], "cpu_ns": got["cpu_s"] * 1e9 / max(done, 1)}
+        out.update({k: got[k] for k in ("p50_us", "p99_us", "failed", "retransmitted") if k in got})
+        if value <= 0:
+            raise Failed(f"{peer.name}: {work} did nothing: {got}")
+        return out
+    return take
+
+
+def echo(*, spin: bool = False, same_core: bool = False) -> Callable[[Peer, Server, Plan], Sample]:
+    inner = load("echo", spin=spin, same_core=same_core)
+
+    def take(peer: Peer, server: Server, plan: Plan) -> Sample:
+        got = inner(peer, server, plan)
+        return {**got, "value": got["p50_us"]}
+    return take
+
+
+ROWS: tuple[Row, ...] = (
+    Row("syn-cookies", "SYNs answered with cookies", "SYN-ACK/s", take_flood, mode="cookies", to_limit=0.85, to_kernel=1.4),
+    Row("syn-queue", "SYNs answered with request entries", "SYN-ACK/s", take_flood, mode="queue"),
+    Row("syn-many", "SYNs answered, one million half-open", "SYN-ACK/s", take_many, mode="many", to_limit=0.75, rounds=3),
+    Row("connect-1", "connections/s, one at a time", "1/s", load("connect"), keeps=True),
+    Row("connect-64", "connections/s, 64 at a time", "1/s", load("connect", "-C", "64"), keeps=True, to_limit=0.8, to_kernel=1.6),
+    Row("request-1", "requests/s, one connection", "1/s", load("request"), keeps=True),
+    Row("request-64", "requests/s, 64 connections", "1/s", load("request", "-C", "64"), keeps=True, to_limit=0.85, to_kernel=1.15),
+    Row("pipeline-64", "requests/s, 64 connections, 16 in flight", "1/s", load("request", "-C", "64", "-P", "16"), keeps=True, to_limit=0.8,
+        to_kernel=1.8),
+    Row("bulk-in", "bulk into the server", "MB/s", load("up"), keeps=True, to_limit=0.85, to_kernel=1.0),
+    Row("bulk-out", "bulk out of the server", "MB/s", load("down"), keeps=True, to_limit=0.85, to_kernel=1.0),
+    Row("echo", "1-byte round trip, two cores, sleeping", "us p50", echo(), better="less", keeps=True, to_limit=1.1, to_kernel=1.0),
+    Row("echo-one-core", "1-byte round trip, one core", "us p50", echo(same_core=True), better="less", keeps=True, to_limit=1.1, to_kernel=1.0),
+    Row("echo-spin", "1-byte round trip, two cores, both spinning", "us p50", echo(spin=True), mode="spin", better="less", to_limit=1.1,
+        to_kernel=1.0),
+    Row("python", "the same threaded Python server, connections/s", "1/s", load("connect", "-C", "64"), mode="python", to_kernel=1.0),
+)
