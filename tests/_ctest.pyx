@@ -36,7 +36,8 @@ cimport ustack.core.wire as wi
 from ustack.core.config cimport config_defaults
 from ustack.core.siphash cimport prng_seed
 from ustack.core.state cimport engine_t
-from ustack.core.tcb cimport tcb_t
+from ustack.core.sock cimport skopt_defaults
+from ustack.core.tcb cimport CA_EXT_WORDS, CC_BBR, skopt_t, tcb_t
 
 NS_NEVER = ty.NS_NEVER
 DROP_REASONS = ty.DROP_REASONS
@@ -752,6 +753,8 @@ cdef class Cc:
     # name: reno, cubic, bbr, own. Fields of the socket and parameters of the configuration by name; now in ns.
     cdef engine_t* e
     cdef tcb_t* sk
+    cdef skopt_t opt
+    cdef uint64_t ca_ext[CA_EXT_WORDS]
 
     def __cinit__(self, str name, int64_t now=0, int64_t tick=4000000, uint32_t mss=1448):
         cdef bytes raw = name.encode()
@@ -765,12 +768,15 @@ cdef class Cc:
         self.e.tso_max = 65536
         prng_seed(&self.e.prng, <const uint8_t*>b"seed", 4)
         self.e.cc_user = &own_ops
+        skopt_defaults(&self.opt)
+        self.sk.opt = &self.opt
         self.sk.cc = <uint8_t>cc.cc_by_name(self.e, raw, <uint32_t>len(raw))
+        if self.sk.cc >= CC_BBR:
+            self.sk.ca_priv[0] = <uint64_t>&self.ca_ext[0]
         self.sk.snd_cwnd = 10
         self.sk.snd_ssthresh = 0x7fffffff
         self.sk.snd_cwnd_clamp = 0xffffffffULL
         self.sk.mss_cache = mss
-        self.sk.max_pacing_rate = <uint64_t>-1
         self.sk.is_cwnd_limited = 1
         rt.minmax_reset(&self.sk.rtt_min, 0, 0xffffffffULL)
         cc.cc_init(self.e, self.sk)

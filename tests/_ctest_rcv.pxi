@@ -136,7 +136,7 @@ cdef class RcvBed:
     def sacks(self):
         cdef int i
         cdef tcb_t* k = self.sk
-        return [(k.selective_acks[i].start - <uint32_t> RCV_PEER_ISN, k.selective_acks[i].end - <uint32_t> RCV_PEER_ISN)
+        return [(k.los.selective_acks[i].start - <uint32_t> RCV_PEER_ISN, k.los.selective_acks[i].end - <uint32_t> RCV_PEER_ISN)
                 for i in range(k.num_sacks)]
 
     def queue(self, bint ofo):
@@ -209,7 +209,7 @@ cdef class RcvBed:
         assert self.e.n_sockets > 2 or self.e.mem_pages * 4096 == k.fwd_alloc + k.rmem_alloc + <int64_t> k.wmem_queued, "pages of the stack"
         assert k.num_sacks <= 4
         for i in range(k.num_sacks):
-            assert sq.before(k.selective_acks[i].start, k.selective_acks[i].end), "SACK block"
+            assert sq.before(k.los.selective_acks[i].start, k.los.selective_acks[i].end), "SACK block"
 
     def shutdown(self, int how):
         return user.user_shutdown(self.e, self.sk, how)

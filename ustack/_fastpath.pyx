@@ -24,7 +24,7 @@ from ustack.core.engine cimport (
     engine_time, engine_tx_done,
 )
 from ustack.core.metrics cimport metrics_flush
-from ustack.core.pool cimport pool_free, pool_gen, pool_live
+from ustack.core.pool cimport pool_free, pool_gen, pool_live, pool_t
 from ustack.core.records cimport (
     RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WOKEN, listener_t,
     req_t, reqext_t, tw_t, txframe_t, waiter_t,
@@ -34,7 +34,7 @@ from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.sock cimport (
     POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle,
-    sk_wake, tw_at, wait_at, waiter_finish,
+    sk_opt, sk_wake, tw_at, wait_at, waiter_finish,
 )
 from ustack.core.service cimport (
     SVC_CHARGEN, SVC_CHUNK, SVC_DISCARD, SVC_ECHO, SVC_HTTP, SVC_NONE, service_pump, service_set,

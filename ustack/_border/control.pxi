@@ -223,26 +223,59 @@ def drop_reason(int reason):
     return DROP_NAMES[reason] if 0 <= reason < DROP_REASONS else None
 
 
+cdef enum:
+    N_POOLS = 14
+
+cdef tuple pool_names = ("requests", "sockets", "time_wait", "listeners", "groups", "bind", "send_records", "receive_records", "extensions",
+                         "waiters", "fragments", "socket_options", "socket_losses", "congestion")
+
+
+cdef void pools_of(engine_t* e, pool_t** out) noexcept:
+    """The pools whose objects belong to connections, in the order of pool_names."""
+    out[0] = &e.req
+    out[1] = &e.tcb
+    out[2] = &e.tw
+    out[3] = &e.lst
+    out[4] = &e.grp
+    out[5] = &e.bindb
+    out[6] = &e.srec
+    out[7] = &e.rrec
+    out[8] = &e.ext
+    out[9] = &e.wait
+    out[10] = &e.frag
+    out[11] = &e.opt
+    out[12] = &e.los
+    out[13] = &e.ca
+
+
 def pool_usage(Engine engine not None):
     """Objects in use per pool, pages charged to sockets, orphans: what must be zero when everything is closed."""
+    cdef pool_t* pools[N_POOLS]
+    cdef uint32_t used[N_POOLS]
+    cdef int64_t pages
+    cdef uint32_t orphans
+    cdef int i
     acquire(engine.e, &engine.s)
-    out_req = engine.e.req.used
-    out_tcb = engine.e.tcb.used
-    out_tw = engine.e.tw.used
-    out_lst = engine.e.lst.used
-    out_grp = engine.e.grp.used
-    out_bind = engine.e.bindb.used
-    out_srec = engine.e.srec.used
-    out_rrec = engine.e.rrec.used
-    out_ext = engine.e.ext.used
-    out_wait = engine.e.wait.used
-    out_frag = engine.e.frag.used
-    out_pages = engine.e.mem_pages
-    out_orphans = engine.e.n_orphans
+    pools_of(engine.e, pools)
+    for i in range(N_POOLS):
+        used[i] = pools[i].used
+    pages = engine.e.mem_pages
+    orphans = engine.e.n_orphans
     release(engine.e, &engine.s)
-    return {"requests": out_req, "sockets": out_tcb, "time_wait": out_tw, "listeners": out_lst, "groups": out_grp,
-            "bind": out_bind, "send_records": out_srec, "receive_records": out_rrec, "extensions": out_ext, "waiters": out_wait,
-            "fragments": out_frag, "memory_pages": out_pages, "orphans": out_orphans}
+    out = {pool_names[i]: used[i] for i in range(N_POOLS)}
+    out["memory_pages"] = pages
+    out["orphans"] = orphans
+    return out
+
+
+def pool_strides(Engine engine not None):
+    """Bytes per object of each pool, by pool_usage's names; "hash_bucket" is one bucket of the connection table."""
+    cdef pool_t* pools[N_POOLS]
+    cdef int i
+    pools_of(engine.e, pools)
+    out = {pool_names[i]: pools[i].stride for i in range(N_POOLS)}
+    out["hash_bucket"] = sizeof(ref_t)
+    return out
 
 
 # ---- events --------------------------------------------------------------------------------------------------------------------

@@ -398,12 +398,12 @@ cdef class Engine:
         cdef reqext_t x
         cdef idx_t i
         cdef tcb_t* sk = self._enter(h)
-        i = sk.errq_head
+        i = sk.opt.errq_head
         if i:
             x = ext_at(self.e, i)[0]
-            sk.errq_head = x.next
+            sk_opt(self.e, sk).errq_head = x.next
             if x.next == 0:
-                sk.errq_tail = 0
+                sk_opt(self.e, sk).errq_tail = 0
             pool_free(&self.e.ext, i)
         self._leave(0 if i else -E_AGAIN, "the error queue is empty")
         return x.ee_errno, x.ee_origin, x.ee_type, x.ee_code, x.ee_info, x.ee_data, x.ee_time
@@ -411,7 +411,7 @@ cdef class Engine:
     def receive_options(self, uint64_t h):
         """(SO_TIMESTAMPING flags, SO_TIMESTAMP, SO_TIMESTAMPNS, TCP_INQ) of a socket: what recvmsg adds."""
         cdef tcb_t* sk = self._enter(h)
-        cdef uint32_t ts = sk.tsflags
+        cdef uint32_t ts = sk.opt.tsflags
         cdef uint32_t f = sk.sflags
         self._leave(0, None)
         return ts, bool(f & SF_TIMESTAMP), bool(f & SF_TIMESTAMPNS), bool(f & SF_INQ)
@@ -555,8 +555,8 @@ cdef class Engine:
     def timeouts(self, uint64_t h):
         """(SO_RCVTIMEO, SO_SNDTIMEO) in ns, None = wait for ever."""
         cdef tcb_t* sk = self._enter(h)
-        cdef ns_t r = sk.rcvtimeo
-        cdef ns_t w = sk.sndtimeo
+        cdef ns_t r = sk.opt.rcvtimeo
+        cdef ns_t w = sk.opt.sndtimeo
         self._leave(0, None)
         return (None if r == NS_NEVER else r), (None if w == NS_NEVER else w)
 

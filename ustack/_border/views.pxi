@@ -86,7 +86,7 @@ cdef dict row_of(snap_t* s):
         return d
     d = row_base(s, "listen" if s.sk.state == TCP_LISTEN else "sock", s.sk.state, s.sk.en.laddr, s.sk.en.faddr, s.sk.en.ports)
     d.update(handle=<uint64_t> s.sk.idx | (<uint64_t> s.gen << 32), info=(<char*> s.info)[:TCP_INFO_SIZE],
-             meminfo=(<char*> s.mem)[:36], uid=s.sk.uid, cc=s.sk.cc, dead=bool(s.sk.sflags & SF_DEAD))
+             meminfo=(<char*> s.mem)[:36], uid=s.sk.opt.uid, cc=s.sk.cc, dead=bool(s.sk.sflags & SF_DEAD))
     if s.sk.state == TCP_LISTEN:
         d["laddr"] = dotted(s.sk.rcv_saddr)
         d.update(recvq=s.l.ackq, sendq=s.l.maxq, qlen=s.l.qlen, young=s.l.young, drops=s.l.drops, qlen_max=s.l.qlen_max,

@@ -223,7 +223,7 @@ cdef inline bint tcp_clean_rtt(engine_t* e, tcb_t* sk, uint32_t prior_sacked, ui
 cdef inline void tcp_clean_acked(engine_t* e, tcb_t* sk, uint32_t prior_fack, bint ece_ack, clean_t* c) noexcept nogil:
     """Something new was acknowledged."""
     c.flag |= FLAG_SET_XMIT_TIMER
-    if sk.mtup_probe_size and not after(sk.mtup_probe_seq_end, sk.snd_una):
+    if sk.mtup_probe_size and not after(sk.los.mtup_probe_seq_end, sk.snd_una):
         tcp_mtup_probe_success(e, sk)
     if tcp_is_reno(sk):
         tcp_remove_reno_sacks(e, sk, <int> c.pkts_acked, ece_ack)

@@ -116,7 +116,7 @@ cdef inline bint bind_conflict(engine_t* e, tcb_t* sk, bindb_t* b, bint relax, b
             sk2 = sk_at(e, ref_idx(r))
             if sk2 != sk and rcv_saddr_equal(sk.rcv_saddr, sk2.rcv_saddr) and bind_conflict_one_(
                     sk, (sk2.sflags & SF_REUSEADDR) != 0, sk2.state == TCP_LISTEN,
-                    rp and sk2.sflags & SF_REUSEPORT and sk2.uid == sk.uid, relax, reuseport_ok):
+                    rp and sk2.sflags & SF_REUSEPORT and sk2.opt.uid == sk.opt.uid, relax, reuseport_ok):
                 return True
             r = sk2.bind_next
         else:
@@ -231,7 +231,7 @@ cdef inline idx_t group_find_(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef listener_t* l
     while i != 0:
         l = lst_at(e, i)
-        if l.group != 0 and l.laddr == sk.rcv_saddr and l.lport == sk_lport(sk) and grp_at(e, l.group).uid == sk.uid:
+        if l.group != 0 and l.laddr == sk.rcv_saddr and l.lport == sk_lport(sk) and grp_at(e, l.group).uid == sk.opt.uid:
             return l.group
         i = l.hash_next
     return 0
@@ -250,7 +250,7 @@ cdef inline int group_join(engine_t* e, tcb_t* sk, idx_t li) noexcept nogil:
         g = grp_at(e, gi)
         g.laddr = sk.rcv_saddr
         g.lport = sk_lport(sk)
-        g.uid = sk.uid
+        g.uid = sk.opt.uid
         g.last_overflow = -1
     g = grp_at(e, gi)
     if g.n >= GROUP_MAX:

@@ -3,10 +3,11 @@
 # Linux counterparts: tcp_cong.c (choice and registration), struct tcp_congestion_ops, and the parts of tcp_input.c that only cut the
 # window: tcp_set_ca_state, tcp_init_cwnd_reduction, tcp_cwnd_reduction (PRR, RFC 6937), tcp_enter_cwr. tcb.cc selects the module; the
 # three built in are called inline, CC_USER goes through the C op-table engine.cc_user (cc_ops_t; any function but ssthresh and undo_cwnd
-# may be NULL, cong_control replaces cong_avoid and all reductions). tcb.ca_priv belongs to the module between cc_init and cc_release.
+# may be NULL, cong_control replaces cong_avoid and all reductions). sock.sk_ca is the module's own between cc_init and cc_release.
 
-from libc.string cimport memset, strlen, strncmp
+from libc.string cimport strlen, strncmp
 
+from ustack.core.sock cimport sk_ca_clear, sk_set_cc
 from ustack.core.types cimport E_NOENT, TCP_CLOSE, TCP_LISTEN, uint8_t, uint32_t, uint64_t
 from ustack.core.cc_bbr cimport (
     bbr_cong_control, bbr_cwnd_event, bbr_init, bbr_min_tso_segs, bbr_set_state, bbr_ssthresh, bbr_undo_cwnd,
@@ -20,7 +21,7 @@ from ustack.core.sendq cimport tcp_packets_in_flight
 from ustack.core.seqno cimport i32_max, i32_min
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
-    CA_PRIV_WORDS, CC_BBR, CC_CUBIC, CC_RENO, CC_USER, TCP_CA_CWR, TCP_CA_OPEN, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, TCP_INFINITE_SSTHRESH, tcb_t,
+    CC_BBR, CC_CUBIC, CC_RENO, CC_USER, TCP_CA_CWR, TCP_CA_OPEN, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, TCP_INFINITE_SSTHRESH, tcb_t,
 )
 
 cdef struct cc_ops_t:
@@ -101,7 +102,7 @@ cdef inline void cc_release(engine_t* e, tcb_t* sk) noexcept nogil:
     """tcp_cleanup_congestion_control."""
     if sk.ca_initialized and sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).release != NULL:
         cc_user_ops(e).release(e, sk)
-    memset(sk.ca_priv, 0, CA_PRIV_WORDS * sizeof(uint64_t))
+    sk_ca_clear(sk)
     sk.ca_initialized = 0
 
 
@@ -113,7 +114,7 @@ cdef inline int cc_assign(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
     if cc == CC_USER and e.cc_user == NULL:
         return -E_NOENT
     cc_release(e, sk)
-    sk.cc = cc
+    sk_set_cc(e, sk, cc)
     if sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
         cc_init(e, sk)
     return 0
@@ -122,11 +123,10 @@ cdef inline int cc_assign(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
 cdef inline void cc_inherit(engine_t* e, tcb_t* child, uint8_t route_cc) noexcept nogil:
     """tcp_ca_openreq_child: the route's choice (CC_* + 1, 0 = none), else the listener's if it was set by the user, else the default."""
     if route_cc != 0:
-        child.cc = route_cc - 1
+        sk_set_cc(e, child, route_cc - 1)
         child.cc_user = 1
     elif not child.cc_user:
-        child.cc = e.default_cc
-    memset(child.ca_priv, 0, CA_PRIV_WORDS * sizeof(uint64_t))
+        sk_set_cc(e, child, e.default_cc)
     child.ca_initialized = 0
     child.ca_state = TCP_CA_OPEN
 

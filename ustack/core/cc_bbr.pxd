@@ -7,6 +7,7 @@
 
 from libc.string cimport memset
 
+from ustack.core.sock cimport sk_ca
 from ustack.core.types cimport NS_PER_MS, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ustack.core.cwnd cimport (
     CA_EVENT_TX_START, rate_sample_t, tcp_hz, tcp_jiffies32, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of,
@@ -54,7 +55,7 @@ cdef enum:
     BBR_ACK_EPOCH_MAX = 1048575
     BBR_EXTRA_ACKED_MAX_US = 100000
 
-cdef struct bbr_t:              # 112 bytes, all of ca_priv
+cdef struct bbr_t:              # CA_EXT_WORDS words
     uint64_t cycle_mstamp       # us: begin of this phase of the gain cycle
     uint64_t ack_epoch_mstamp
     uint32_t min_rtt_us
@@ -91,7 +92,7 @@ cdef struct bbr_t:              # 112 bytes, all of ca_priv
 
 
 cdef inline bbr_t* bbr_of(tcb_t* sk) noexcept nogil:
-    return <bbr_t*> sk.ca_priv
+    return <bbr_t*> sk_ca(sk)
 
 
 # ---- the model's values ------------------------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ cdef inline uint64_t bbr_bytes_per_sec(tcb_t* sk, uint64_t rate, uint32_t gain) 
 
 
 cdef inline uint64_t bbr_pacing_of(tcb_t* sk, uint64_t bw, uint32_t gain) noexcept nogil:
-    return u64_min(bbr_bytes_per_sec(sk, bw, gain), sk.max_pacing_rate)
+    return u64_min(bbr_bytes_per_sec(sk, bw, gain), sk.opt.max_pacing_rate)
 
 
 cdef inline void bbr_init_pacing_rate(tcb_t* sk) noexcept nogil:

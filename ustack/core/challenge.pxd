@@ -4,6 +4,7 @@
 # socket (together with duplicate ACKs for segments out of window), then to about tcp_challenge_ack_limit per second
 # and stack, with random jitter so that the count cannot be probed from outside. Called by ack and input.
 
+from ustack.core.sock cimport sk_los
 from ustack.core.types cimport NS_PER_SEC, int64_t, uint32_t
 from ustack.core.output cimport tcp_send_ack
 from ustack.core.paws cimport tcp_ack_rate_limited
@@ -37,7 +38,7 @@ cdef inline bint challenge_budget_(engine_t* e) noexcept nogil:
 
 
 cdef inline void tcp_send_challenge_ack(engine_t* e, tcb_t* sk) noexcept nogil:
-    if tcp_ack_rate_limited(e, MIB_TcpExtTCPACKSkippedChallenge, &sk.last_oow_ack):
+    if tcp_ack_rate_limited(e, MIB_TcpExtTCPACKSkippedChallenge, &sk_los(e, sk).last_oow_ack):
         return
     if challenge_budget_(e):
         mib_inc(&e.stats, MIB_TcpExtTCPChallengeACK)

@@ -18,7 +18,8 @@ from ustack.core.route cimport route_mtu, sk_advmss, sk_route, sk_rt
 from ustack.core.seqno cimport i64_min, u32_min
 from ustack.core.siphash cimport prng_u64
 from ustack.core.sock cimport (
-    ext_at, lst_at, ref_of, sk_alloc, sk_free, sk_reset_keepalive, sk_set_state, tcp_clock_ms, tcp_clock_s, wall_ns,
+    ext_at, lst_at, ref_of, sk_alloc, sk_free, sk_los, sk_opt, sk_opt_inherit, sk_reset_keepalive, sk_set_cc, sk_set_state,
+    tcp_clock_ms, tcp_clock_s, wall_ns,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_IpOutNoRoutes, MIB_TcpPassiveOpens, mib_inc
@@ -45,7 +46,7 @@ cdef enum:
 cdef inline ns_t req_timeout(engine_t* e, tcb_t* lsk, const req_t* rq, uint32_t n) noexcept nogil:
     # Length of the n-th wait for the third ACK (facts D1): 1 s doubled n times, at most tcp_rto_max.
     cdef ns_t first = NS_PER_SEC
-    cdef ns_t top = (lsk.rto_max_ms if lsk.rto_max_ms != 0 else <ns_t>e.cfg.tcp_rto_max_ms) * NS_PER_MS
+    cdef ns_t top = (lsk.opt.rto_max_ms if lsk.opt.rto_max_ms != 0 else <ns_t>e.cfg.tcp_rto_max_ms) * NS_PER_MS
     if rq.ext != 0 and ext_at(e, rq.ext).hook_rto_ms != 0:
         first = <ns_t>ext_at(e, rq.ext).hook_rto_ms * NS_PER_MS
     return i64_min(first << (n if n < 24 else 24), top)
@@ -66,44 +67,26 @@ cdef inline ns_t req_sent_at(engine_t* e, tcb_t* lsk, const req_t* rq) noexcept 
 
 
 # ---- the parts of a child ----------------------------------------------------------------------------------------------------------
-cdef inline void child_inherit_options_(tcb_t* c, const tcb_t* lsk) noexcept nogil:
+cdef inline void child_inherit_options_(engine_t* e, tcb_t* c, const tcb_t* lsk) noexcept nogil:
     # What the user set on the listener (facts A12).
     c.sflags |= lsk.sflags & <uint32_t>SF_INHERITED
     c.userlocks = lsk.userlocks & ~SOCK_BINDPORT_LOCK
     c.nonagle = lsk.nonagle
-    c.uid = lsk.uid
     c.rcvbuf = lsk.rcvbuf
     c.sndbuf = lsk.sndbuf
     c.rcvlowat = lsk.rcvlowat
-    c.rcvtimeo = lsk.rcvtimeo
-    c.sndtimeo = lsk.sndtimeo
-    c.linger_s = lsk.linger_s
-    c.user_timeout_ms = lsk.user_timeout_ms
     c.notsent_lowat = lsk.notsent_lowat
-    c.window_clamp_user = lsk.window_clamp_user
-    c.max_pacing_rate = lsk.max_pacing_rate
     c.tos = lsk.tos
     c.ttl = lsk.ttl
     c.min_ttl = lsk.min_ttl
     c.pmtudisc = lsk.pmtudisc
     c.user_mss = lsk.user_mss
-    c.syn_retries = lsk.syn_retries
-    c.keepalive_probes = lsk.keepalive_probes
-    c.keepalive_time_s = lsk.keepalive_time_s
-    c.keepalive_intvl_s = lsk.keepalive_intvl_s
-    c.linger2_s = lsk.linger2_s
-    c.tsflags = lsk.tsflags
-    c.tskey = lsk.tskey
-    c.mark = lsk.mark
-    c.priority = lsk.priority
-    c.cc = lsk.cc
+    sk_set_cc(e, c, lsk.cc)
     c.cc_user = lsk.cc_user
-    c.thin_lto = lsk.thin_lto
-    c.rto_max_ms = lsk.rto_max_ms
-    c.rto_min = lsk.rto_min
-    c.delack_max = lsk.delack_max
-    c.save_syn = lsk.save_syn
+    c.rto_min_us = lsk.rto_min_us
+    c.delack_max_us = lsk.delack_max_us
     c.scaling_ratio = lsk.scaling_ratio
+    sk_opt_inherit(e, c, lsk)
 
 
 cdef inline void child_sequence_(engine_t* e, tcb_t* c, const req_t* rq, const seg_t* s) noexcept nogil:
@@ -154,11 +137,11 @@ cdef inline void child_retransmits_(engine_t* e, tcb_t* c, tcb_t* lsk, const req
     c.total_retrans = rq.num_retrans
     if rq.num_timeout == 0 or rq.flags & RQ_NO_TIMER:
         return
-    c.total_rto = rq.num_timeout
+    sk_los(e, c).total_rto = rq.num_timeout
     c.undo_marker = rq.isn
     c.retrans_stamp = req_sent_at(e, lsk, rq)
-    c.total_rto_time_ms = <uint32_t>((e.now - c.retrans_stamp) // NS_PER_MS)
-    c.total_rto_recoveries = 1
+    sk_los(e, c).total_rto_time_ms = <uint32_t>((e.now - c.retrans_stamp) // NS_PER_MS)
+    sk_los(e, c).total_rto_recoveries = 1
 
 
 cdef inline int child_route_(engine_t* e, tcb_t* c, tcb_t* lsk, int syn_tos) noexcept nogil:
@@ -196,11 +179,11 @@ cdef inline void child_ip_options_(engine_t* e, tcb_t* c, const req_t* rq) noexc
     cdef reqext_t* y
     if rq.ext == 0 or ext_at(e, rq.ext).ipopt_len == 0:
         return
-    c.ip_opt = pool_alloc(&e.ext)
-    if c.ip_opt == 0:
+    sk_opt(e, c).ip_opt = pool_alloc(&e.ext)
+    if c.opt.ip_opt == 0:
         return
     x = ext_at(e, rq.ext)
-    y = ext_at(e, c.ip_opt)
+    y = ext_at(e, c.opt.ip_opt)
     y.ipopt = x.ipopt
     y.ipopt_len = x.ipopt_len
     y.ipopt_time = x.ipopt_time
@@ -219,7 +202,7 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
     if c == NULL:
         listen_drop(e, li)
         return NULL
-    child_inherit_options_(c, lsk)
+    child_inherit_options_(e, c, lsk)
     c.en = rq.en
     c.en.next = 0
     c.rcv_saddr = rq.en.laddr
@@ -233,8 +216,8 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
         listen_drop(e, li)
         return NULL
     if c.sflags & SF_KEEPOPEN:
-        sk_reset_keepalive(e, c, (c.keepalive_time_s if c.keepalive_time_s != 0 else e.cfg.tcp_keepalive_time) * NS_PER_SEC)
+        sk_reset_keepalive(e, c, (c.opt.keepalive_time_s if c.opt.keepalive_time_s != 0 else e.cfg.tcp_keepalive_time) * NS_PER_SEC)
     if rq.ext != 0 and ext_at(e, rq.ext).saved_syn_len != 0:
-        c.saved_syn = rq.ext
+        sk_opt(e, c).saved_syn = rq.ext
         rq.ext = 0
     return c

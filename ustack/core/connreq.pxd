@@ -88,7 +88,7 @@ cdef inline void req_keep_(engine_t* e, tcb_t* lsk, const seg_t* s, req_t* rq) n
     cdef uint8_t echo[40]
     cdef int n = 0
     cdef bint tos = e.cfg.tcp_reflect_tos and (s.tos ^ lsk.tos) & 0xfc
-    cdef bint save = lsk.save_syn != 0
+    cdef bint save = lsk.opt.save_syn != 0
     cdef reqext_t* x
     if s.ip_hlen > 20:
         n = ip_options_echo(e, s.dst, echo)

@@ -145,4 +145,4 @@ cdef inline void tcp_update_pacing_rate(engine_t* e, tcb_t* sk) noexcept nogil:
     rate *= u32_max(sk.snd_cwnd, sk.packets_out)
     if sk.rtt.srtt_us:
         rate //= sk.rtt.srtt_us
-    sk.pacing_rate = rate if rate < sk.max_pacing_rate else sk.max_pacing_rate
+    sk.pacing_rate = rate if rate < sk.opt.max_pacing_rate else sk.opt.max_pacing_rate

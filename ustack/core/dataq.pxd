@@ -97,7 +97,7 @@ cdef inline int queue_and_out_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
         if sk.ofo_head == 0:
             sk.ack_pending |= ICSK_ACK_NOW
     if sk.num_sacks:
-        tcp_sack_remove(sk)
+        tcp_sack_remove(e, sk)
     tcp_fast_path_check(e, sk)
     if not sk.sflags & SF_DEAD:
         tcp_data_ready(e, sk)

@@ -7,7 +7,7 @@
 # armed. Called by input and its parts, recvmsg, the engine's timer dispatch.
 
 from ustack.core.types cimport (
-    REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_COMPACK, TM_DELACK, int64_t, ns_t, seg_t,
+    REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_DELACK, int64_t, ns_t, seg_t,
     uint16_t, uint32_t, uint8_t,
 )
 from ustack.core.output cimport tcp_send_ack
@@ -18,12 +18,12 @@ from ustack.core.rcvwin cimport (
 )
 from ustack.core.route cimport sk_rt, sk_rto_min
 from ustack.core.seqno cimport i64_max, i64_min, u32_min
-from ustack.core.sock cimport jiffies_up, sk_reset_delack
+from ustack.core.sock cimport jiffies_up, sk_compack_id, sk_los, sk_reset_delack
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpExtDelayedACKs, MIB_TcpExtTCPAckCompressed, mib_add, mib_inc
 from ustack.core.tcb cimport (
     ICSK_ACK_NOW, ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, ICSK_ACK_SCHED, ICSK_ACK_TIMER, TCP_ECN_DEMAND_CWR, TCP_ECN_OK,
-    TCP_ECN_SEEN, tcb_t,
+    TCP_ECN_SEEN, sklos_t, tcb_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_deadline, wheel_disarm
 
@@ -170,7 +170,7 @@ cdef inline int grow_truesize_(const seg_t* s) noexcept nogil:
 # ---- sending the ACK -----------------------------------------------------------------------------------------------
 cdef inline ns_t tcp_delack_max(engine_t* e, const tcb_t* sk) noexcept nogil:
     """A tick less than the peer's smallest retransmission timeout."""
-    return i64_min(sk.delack_max, i64_max(sk_rto_min(e, sk), 2 * e.tick) - e.tick)
+    return i64_min(<ns_t> sk.delack_max_us * 1000, i64_max(sk_rto_min(e, sk), 2 * e.tick) - e.tick)
 
 
 cdef inline void tcp_send_delayed_ack(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -203,16 +203,18 @@ cdef inline void compress_ack_(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef uint32_t rtt = sk.rcvrtt_us
     cdef ns_t delay
     sk.compressed_ack += 1
-    if wheel_armed(&e.wheel, (<uint32_t> TM_COMPACK << REF_SHIFT) | sk.idx):
+    if wheel_armed(&e.wheel, sk_compack_id(sk)):
         return
     if sk.rtt.srtt_us and sk.rtt.srtt_us < rtt:
         rtt = sk.rtt.srtt_us
     delay = i64_min(e.cfg.tcp_comp_sack_delay_ns, <ns_t> rtt * 125 // 20)
-    wheel_arm(&e.wheel, (<uint32_t> TM_COMPACK << REF_SHIFT) | sk.idx, e.now + delay)
+    sk_los(e, sk)
+    wheel_arm(&e.wheel, sk_compack_id(sk), e.now + delay)
 
 
 cdef inline void __tcp_ack_snd_check(engine_t* e, tcb_t* sk, bint ofo_possible) noexcept nogil:
     """An ACK is due: now, after ato, or together with others."""
+    cdef sklos_t* los
     if ((sk.rcv_nxt - sk.rcv_wup > sk.rcv_mss
             and (<int64_t> <uint32_t> (sk.rcv_nxt - sk.copied_seq) < sk.rcvlowat or __tcp_select_window(e, sk) >= sk.rcv_wnd))
             or tcp_in_quickack_mode(e, sk) or sk.ack_pending & ICSK_ACK_NOW):
@@ -224,11 +226,12 @@ cdef inline void __tcp_ack_snd_check(engine_t* e, tcb_t* sk, bint ofo_possible) 
     if sk.sack_ok == 0 or sk.compressed_ack >= e.cfg.tcp_comp_sack_nr:
         tcp_send_ack(e, sk)
         return
-    if sk.compressed_ack_rcv_nxt != sk.rcv_nxt:
-        sk.compressed_ack_rcv_nxt = sk.rcv_nxt
-        sk.dup_ack_counter = 0
-    if sk.dup_ack_counter < TCP_FASTRETRANS_THRESH:
-        sk.dup_ack_counter += 1
+    los = sk_los(e, sk)
+    if los.compressed_ack_rcv_nxt != sk.rcv_nxt:
+        los.compressed_ack_rcv_nxt = sk.rcv_nxt
+        los.dup_ack_counter = 0
+    if los.dup_ack_counter < TCP_FASTRETRANS_THRESH:
+        los.dup_ack_counter += 1
         tcp_send_ack(e, sk)
         return
     compress_ack_(e, sk)
@@ -243,7 +246,7 @@ cdef inline void tcp_sack_compress_send_ack(engine_t* e, tcb_t* sk) noexcept nog
     """Compressed ACKs cannot wait: SACK blocks would be lost with them."""
     if sk.compressed_ack == 0:
         return
-    wheel_disarm(&e.wheel, (<uint32_t> TM_COMPACK << REF_SHIFT) | sk.idx)
+    wheel_disarm(&e.wheel, sk_compack_id(sk))
     mib_add(&e.stats, MIB_TcpExtTCPAckCompressed, sk.compressed_ack - 1)
     sk.compressed_ack = 0
     tcp_send_ack(e, sk)

@@ -21,10 +21,10 @@ from ustack.core.records cimport bindb_t, group_t, listener_t, req_t, reqext_t, 
 from ustack.core.request cimport request_timer
 from ustack.core.route cimport is_broadcast
 from ustack.core.siphash cimport prng_seed, prng_u64, siphash, siphash_u64x1
-from ustack.core.sock cimport ev_push, garbage_collect, sk_at, waiter_timeout
+from ustack.core.sock cimport ev_push, garbage_collect, sk_at, sk_of_los, skopt_defaults, waiter_timeout
 from ustack.core.state cimport EV_DROP, PORT_PERTURB, engine_t, event_t, frag_t, metrics_t, pmtu_t
 from ustack.core.stats cimport drop_inc
-from ustack.core.tcb cimport CC_CUBIC, tcb_t
+from ustack.core.tcb cimport CA_EXT_WORDS, CC_CUBIC, sklos_t, skopt_t, tcb_t
 from ustack.core.delack cimport tcp_delack_timer
 from ustack.core.timers cimport tcp_compack_timer, tcp_keepalive_timer, tcp_pace_timer, tcp_write_timer
 from ustack.core.timewait cimport tw_timer
@@ -109,10 +109,15 @@ cdef inline int engine_pools_(engine_t* e, const engine_params_t* p) noexcept no
     rc |= pool_init(&e.srec, or_default_(p.max_srec, DEF_REC), sizeof(srec_t))
     rc |= pool_init(&e.rrec, or_default_(p.max_rrec, DEF_REC), sizeof(rrec_t))
     rc |= pool_init(&e.ext, or_default_(p.max_ext, DEF_EXT), sizeof(reqext_t))
+    rc |= pool_init(&e.opt, e.tcb.cap, sizeof(skopt_t))         # as many as sockets: taking one never fails
+    rc |= pool_init(&e.los, e.tcb.cap, sizeof(sklos_t))
+    rc |= pool_init(&e.ca, e.tcb.cap, CA_EXT_WORDS * sizeof(uint64_t))
     rc |= pool_init_gen(&e.wait, or_default_(p.max_waiters, DEF_WAITERS), sizeof(waiter_t))
     rc |= pool_init(&e.frag, DEF_FRAGS, sizeof(frag_t))
     rc |= pool_init(&e.pmtu, DEF_CACHE, sizeof(pmtu_t))
     rc |= pool_init(&e.metrics, DEF_CACHE, sizeof(metrics_t))
+    if rc == 0:
+        skopt_defaults(<skopt_t*>pool_at(&e.opt, 0))
     e.frag_area = <uint8_t*>map_reserve(<size_t>(DEF_FRAGS + 1) * FRAG_SLOT)
     e.loop_buf = <uint8_t*>map_reserve(LOOP_BUF)
     return -E_NOMEM if rc != 0 or e.frag_area == NULL or e.loop_buf == NULL else 0
@@ -123,6 +128,7 @@ cdef inline void engine_register_(engine_t* e) noexcept nogil:
     cdef req_t* req = <req_t*>pool_at(&e.req, 0)
     cdef tcb_t* sk = <tcb_t*>pool_at(&e.tcb, 0)
     cdef tw_t* tw = <tw_t*>pool_at(&e.tw, 0)
+    cdef sklos_t* los = <sklos_t*>pool_at(&e.los, 0)
     ehash_register(&e.ehash, KIND_REQ, &req.en, sizeof(req_t))
     ehash_register(&e.ehash, KIND_TCB, &sk.en, sizeof(tcb_t))
     ehash_register(&e.ehash, KIND_TW, &tw.en, sizeof(tw_t))
@@ -131,8 +137,8 @@ cdef inline void engine_register_(engine_t* e) noexcept nogil:
     wheel_register(&e.wheel, TM_RETRANS, &sk.tm_retrans, sizeof(tcb_t))
     wheel_register(&e.wheel, TM_DELACK, &sk.tm_delack, sizeof(tcb_t))
     wheel_register(&e.wheel, TM_KEEP, &sk.tm_keep, sizeof(tcb_t))
-    wheel_register(&e.wheel, TM_PACE, &sk.tm_pace, sizeof(tcb_t))
-    wheel_register(&e.wheel, TM_COMPACK, &sk.tm_compack, sizeof(tcb_t))
+    wheel_register(&e.wheel, TM_PACE, &los.tm_pace, sizeof(sklos_t))
+    wheel_register(&e.wheel, TM_COMPACK, &los.tm_compack, sizeof(sklos_t))
     wheel_register(&e.wheel, TM_FRAG, &(<frag_t*>pool_at(&e.frag, 0)).timer, sizeof(frag_t))
     wheel_register(&e.wheel, TM_WAITER, &(<waiter_t*>pool_at(&e.wait, 0)).timer, sizeof(waiter_t))
 
@@ -163,6 +169,9 @@ cdef inline void engine_destroy(engine_t* e) noexcept nogil:
     pool_destroy(&e.srec)
     pool_destroy(&e.rrec)
     pool_destroy(&e.ext)
+    pool_destroy(&e.opt)
+    pool_destroy(&e.los)
+    pool_destroy(&e.ca)
     pool_destroy(&e.wait)
     pool_destroy(&e.frag)
     pool_destroy(&e.pmtu)
@@ -299,9 +308,9 @@ cdef inline void engine_fire_(engine_t* e, uint32_t id) noexcept nogil:
     elif kind == TM_KEEP:
         tcp_keepalive_timer(e, sk_at(e, i))
     elif kind == TM_PACE:
-        tcp_pace_timer(e, sk_at(e, i))
+        tcp_pace_timer(e, sk_of_los(e, i))
     elif kind == TM_COMPACK:
-        tcp_compack_timer(e, sk_at(e, i))
+        tcp_compack_timer(e, sk_of_los(e, i))
     elif kind == TM_FRAG:
         ip_expire(e, i)
     elif kind == TM_WAITER:

@@ -7,7 +7,7 @@
 
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport reqext_t, srec_t
-from ustack.core.sock cimport ext_at, sk_error_report, wall_ns
+from ustack.core.sock cimport ext_at, sk_error_report, sk_opt, wall_ns
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport SF_DEAD, tcb_t
 from ustack.core.types cimport idx_t, ns_t, uint8_t, uint32_t, uint64_t
@@ -27,11 +27,11 @@ cdef enum:
 cdef inline void errq_append(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
     """Queue a filled entry and wake whoever polls for errors."""
     ext_at(e, i).next = 0
-    if sk.errq_tail:
-        ext_at(e, sk.errq_tail).next = i
+    if sk.opt.errq_tail:
+        ext_at(e, sk.opt.errq_tail).next = i
     else:
-        sk.errq_head = i
-    sk.errq_tail = i
+        sk_opt(e, sk).errq_head = i
+    sk_opt(e, sk).errq_tail = i
     sk_error_report(e, sk)
 
 
@@ -59,31 +59,31 @@ cdef inline idx_t zc_begin(engine_t* e, tcb_t* sk, uint32_t n, idx_t tail_zc) no
     cdef reqext_t* x
     if i:
         x = ext_at(e, i)
-        if x.zc_len < ZC_MAX_CALLS and x.zc_bytes + n <= ZC_MAX_BYTES and x.ee_info + x.zc_len == sk.zckey:
+        if x.zc_len < ZC_MAX_CALLS and x.zc_bytes + n <= ZC_MAX_BYTES and x.ee_info + x.zc_len == sk.opt.zckey:
             x.zc_len += 1
             x.zc_bytes += n
             x.zc_refs += 1
-            sk.zckey += 1
+            sk_opt(e, sk).zckey += 1
             return i
     i = pool_alloc(&e.ext)
     if i == 0:
         return 0
     x = ext_at(e, i)
     x.ee_origin = SO_EE_ORIGIN_ZEROCOPY
-    x.ee_info = sk.zckey
+    x.ee_info = sk.opt.zckey
     x.zc_len = 1
     x.zc_bytes = n
     x.zc_refs = 1
-    sk.zckey += 1
+    sk_opt(e, sk).zckey += 1
     return i
 
 
 cdef inline bint zc_extend(engine_t* e, tcb_t* sk, const reqext_t* x) noexcept nogil:
     """Does the last entry end where x begins? Then it grows instead."""
     cdef reqext_t* tail
-    if sk.errq_tail == 0:
+    if sk.opt.errq_tail == 0:
         return False
-    tail = ext_at(e, sk.errq_tail)
+    tail = ext_at(e, sk.opt.errq_tail)
     if tail.ee_origin != SO_EE_ORIGIN_ZEROCOPY or x.ee_info != tail.ee_data + 1:
         return False
     if <uint64_t> (tail.ee_data - tail.ee_info) + 1 + x.zc_len > 0xffffffffULL:
@@ -113,7 +113,7 @@ cdef inline void zc_put(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
 cdef inline void zc_abort(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
     """The call failed: its number is given back."""
     ext_at(e, i).zc_len -= 1
-    sk.zckey -= 1
+    sk_opt(e, sk).zckey -= 1
     zc_put(e, sk, i)
 
 

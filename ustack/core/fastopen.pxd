@@ -18,7 +18,7 @@ from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_
 from ustack.core.route cimport route_result_t, route_t
 from ustack.core.seqno cimport i64_min, u32_min
 from ustack.core.siphash cimport siphash, siphash_u64x1
-from ustack.core.sock cimport ext_at, fastopen_remove, lst_at, sk_fport, sk_lport, tcp_clock_ms, tcp_clock_s, tcp_reset_xmit_timer
+from ustack.core.sock cimport ext_at, fastopen_remove, lst_at, sk_fport, sk_lport, sk_opt, tcp_clock_ms, tcp_clock_s, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpExtPAWSEstab, MIB_TcpExtTCPACKSkippedChallenge, MIB_TcpExtTCPACKSkippedSynRecv,
@@ -154,7 +154,7 @@ cdef inline tcb_t* fastopen_create_child_(engine_t* e, tcb_t* lsk, req_t* rq, co
     ext.ts_recent = rq.ts_recent
     ext.synack_at = e.now
     c.fastopen_rsk = x
-    c.fo_listener = lsk.listener
+    sk_opt(e, c).fo_listener = lsk.listener
     c.is_tfo_child = 1
     lst_at(e, lsk.listener).fo_qlen += 1
     c.snd_wnd = s.wnd                   # the window of a SYN is never scaled

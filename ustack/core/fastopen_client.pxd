@@ -12,7 +12,7 @@ from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport reqext_t
 from ustack.core.route cimport sk_rt
 from ustack.core.seqno cimport u32_min
-from ustack.core.sock cimport ext_at, tcp_fastopen_active_disable
+from ustack.core.sock cimport ext_at, sk_opt, tcp_fastopen_active_disable
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpExtTCPFastOpenActiveFail, mib_inc
 from ustack.core.tcb cimport tcb_t
@@ -70,18 +70,18 @@ cdef inline bint tcp_fastopen_cookie_check(engine_t* e, tcb_t* sk, uint16_t* mss
 cdef inline reqext_t* fastopen_req_alloc(engine_t* e, tcb_t* sk) noexcept nogil:
     # sk.fo_ext, NULL if there is no memory for it.
     cdef idx_t i
-    if sk.fo_ext == 0:
+    if sk.opt.fo_ext == 0:
         i = pool_alloc(&e.ext)
         if i == 0:
             return NULL
-        sk.fo_ext = i
-    return ext_at(e, sk.fo_ext)
+        sk_opt(e, sk).fo_ext = i
+    return ext_at(e, sk.opt.fo_ext)
 
 
 cdef inline void tcp_free_fastopen_req(engine_t* e, tcb_t* sk) noexcept nogil:
-    if sk.fo_ext:
-        pool_free(&e.ext, sk.fo_ext)
-        sk.fo_ext = 0
+    if sk.opt.fo_ext:
+        pool_free(&e.ext, sk.opt.fo_ext)
+        sk_opt(e, sk).fo_ext = 0
 
 
 cdef inline bint tcp_fastopen_defer_connect(engine_t* e, tcb_t* sk, int* err) noexcept nogil:
@@ -89,7 +89,7 @@ cdef inline bint tcp_fastopen_defer_connect(engine_t* e, tcb_t* sk, int* err) no
     cdef reqext_t fo
     cdef reqext_t* req
     cdef uint16_t mss = 0
-    if not sk.fastopen_connect or sk.fo_ext:
+    if not sk.fastopen_connect or sk.opt.fo_ext:
         return False
     memset(&fo, 0, sizeof(reqext_t))
     if tcp_fastopen_cookie_check(e, sk, &mss, &fo):

@@ -206,7 +206,7 @@ cdef inline int fin_wait1_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogi
     if not sk.sflags & SF_DEAD:
         sk_state_change(e, sk)
         return DROP_NONE
-    if sk.linger2_s < 0:
+    if sk.opt.linger2_s < 0:
         return abort_orphan_(e, sk, s)
     if s.end_seq != s.seq and after(s.end_seq - ((s.flags & TH_FIN) != 0), sk.rcv_nxt):
         if sk.syn_fastopen and s.flags & TH_FIN:

@@ -15,7 +15,8 @@ from ustack.core.rcvq cimport rcv_queue_purge
 from ustack.core.records cimport listener_t, reqext_t
 from ustack.core.sendq cimport tcp_write_queue_purge
 from ustack.core.sock cimport (
-    ext_at, fastopen_remove, lst_at, sk_at, sk_data_ready, sk_destroy, sk_lport, sk_orphan, sk_set_state, tcp_clear_xmit_timers,
+    ext_at, fastopen_remove, lst_at, sk_at, sk_data_ready, sk_destroy, sk_lport, sk_opt, sk_orphan, sk_set_state,
+    tcp_clear_xmit_timers,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPMigrateReqFailure, MIB_TcpExtTCPMigrateReqSuccess, mib_inc
@@ -32,11 +33,11 @@ cdef inline void listener_options_(engine_t* e, const tcb_t* sk, listener_t* l) 
     # What setsockopt stored on the socket while it was not listening.
     cdef const reqext_t* keys
     l.defer_accept = sk.defer_accept
-    l.fo_max_qlen = sk.fo_qlen_set
-    l.fo_key_set = sk.fo_keys != 0
+    l.fo_max_qlen = sk.opt.fo_qlen_set
+    l.fo_key_set = sk.opt.fo_keys != 0
     l.fo_has_backup = 0
-    if sk.fo_keys != 0:
-        keys = ext_at(e, sk.fo_keys)
+    if sk.opt.fo_keys != 0:
+        keys = ext_at(e, sk.opt.fo_keys)
         memcpy(l.fo_key, keys.fo_cookie, 16)
         l.fo_has_backup = keys.saved_syn_len != 0
         if l.fo_has_backup:
@@ -86,10 +87,10 @@ cdef inline idx_t listener_successor(engine_t* e, idx_t li, uint32_t laddr, uint
 
 
 cdef inline void child_migrate_(engine_t* e, tcb_t* child, idx_t frm, idx_t to) noexcept nogil:
-    if child.fo_listener == frm:
+    if child.opt.fo_listener == frm:
         lst_at(e, frm).fo_qlen -= 1
         lst_at(e, to).fo_qlen += 1
-        child.fo_listener = to
+        sk_opt(e, child).fo_listener = to
     acceptq_push(e, to, child)
     mib_inc(&e.stats, MIB_TcpExtTCPMigrateReqSuccess)
     sk_data_ready(e, sk_at(e, lst_at(e, to).sk))

@@ -15,7 +15,7 @@ from ustack.core.records cimport SR_EVER_RETRANS, SR_LOST, SR_RETRANS, SR_SACKED
 from ustack.core.retrans cimport tcp_fragment_rtx
 from ustack.core.sendq cimport sq_rtx_head, sq_ts_unlink
 from ustack.core.seqno cimport after, before, i32_max, u32_max, u32_min
-from ustack.core.sock cimport jiffies_up, sr_at, tcp_reset_xmit_timer
+from ustack.core.sock cimport jiffies_up, sk_los, sr_at, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPLostRetransmit, MIB_TcpExtTCPRenoReorder, MIB_TcpExtTCPSACKReorder, MIB_TcpExtTCPTSReorder, mib_add, mib_inc,
@@ -158,7 +158,7 @@ cdef inline void tcp_check_sack_reordering(engine_t* e, tcb_t* sk, uint32_t low_
     metric = fack - low_seq
     if metric > sk.reordering * mss and mss:
         sk.reordering = u32_min((metric + mss - 1) // mss, <uint32_t> e.cfg.tcp_max_reordering)
-    sk.reord_seen += 1
+    sk_los(e, sk).reord_seen += 1
     mib_inc(&e.stats, MIB_TcpExtTCPTSReorder if ts else MIB_TcpExtTCPSACKReorder)
 
 
@@ -175,7 +175,7 @@ cdef inline void tcp_check_reno_reordering(engine_t* e, tcb_t* sk, int addend) n
     if not tcp_limit_reno_sacked(sk):
         return
     sk.reordering = u32_min(sk.packets_out + <uint32_t> addend, <uint32_t> e.cfg.tcp_max_reordering)
-    sk.reord_seen += 1
+    sk_los(e, sk).reord_seen += 1
     mib_inc(&e.stats, MIB_TcpExtTCPRenoReorder)
 
 
@@ -216,7 +216,7 @@ cdef inline void tcp_remove_reno_sacks(engine_t* e, tcb_t* sk, int acked, bint e
 cdef inline uint32_t tcp_rack_reo_wnd(engine_t* e, tcb_t* sk) noexcept nogil:
     """How much later a packet may still come, us. None while no reordering was seen and the case is clear (recovery, or enough
     SACKed); otherwise quarters of the minimum RTT, more of them while DSACKs tell of spurious retransmissions, at most one SRTT."""
-    if sk.reord_seen == 0:
+    if sk.los.reord_seen == 0:
         if sk.ca_state >= TCP_CA_RECOVERY:
             return 0
         if sk.sacked_out >= sk.reordering and not e.cfg.tcp_recovery & RACK_NO_DUPTHRESH:

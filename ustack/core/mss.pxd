@@ -6,6 +6,7 @@
 
 from ustack.core.route cimport RT_LOCAL, route_mtu
 from ustack.core.seqno cimport u32_max, u32_min
+from ustack.core.sock cimport sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport MAX_TCP_OPTION_SPACE, tcb_t
 from ustack.core.types cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -65,7 +66,7 @@ cdef inline void tcp_mtup_init(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.mtup_search_low = <uint16_t> tcp_mss_to_mtu(sk, <int> e.cfg.tcp_base_mss)
     sk.mtup_probe_size = 0
     if sk.mtup_enabled:
-        sk.mtup_probe_time = e.now
+        sk_los(e, sk).mtup_probe_time = e.now
 
 
 cdef inline uint32_t tcp_sync_mss(engine_t* e, tcb_t* sk, uint32_t pmtu) noexcept nogil:

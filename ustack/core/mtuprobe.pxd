@@ -9,7 +9,7 @@ from ustack.core.sendq cimport (
     sq_split, sq_unlink_free, sq_wq_empty, sr_can_merge, tcp_packets_in_flight, tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, i32_max, i32_min, u32_min
-from ustack.core.sock cimport sr_at
+from ustack.core.sock cimport sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport TCP_CA_OPEN, tcb_t
 from ustack.core.types cimport NS_PER_SEC, TH_FIN, TH_PSH, idx_t, ns_t, uint16_t, uint32_t
@@ -20,13 +20,13 @@ from ustack.core.xmit cimport tcp_pacing_check, tcp_transmit_skb
 cdef inline void tcp_mtu_check_reprobe(engine_t* e, tcb_t* sk) noexcept nogil:
     """The search is over; after tcp_probe_interval it starts again from what the path was known to take."""
     cdef uint32_t mss
-    if e.now - sk.mtup_probe_time < <ns_t> e.cfg.tcp_probe_interval * NS_PER_SEC:
+    if e.now - sk.los.mtup_probe_time < <ns_t> e.cfg.tcp_probe_interval * NS_PER_SEC:
         return
     mss = tcp_current_mss(e, sk)
     sk.mtup_probe_size = 0
     sk.mtup_search_high = <uint16_t> (sk.mss_clamp + TCP_HLEN + IP_HLEN)
     sk.mtup_search_low = <uint16_t> tcp_mss_to_mtu(sk, <int> mss)
-    sk.mtup_probe_time = e.now
+    sk_los(e, sk).mtup_probe_time = e.now
 
 
 cdef inline void tcp_mtu_probing(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -36,7 +36,7 @@ cdef inline void tcp_mtu_probing(engine_t* e, tcb_t* sk) noexcept nogil:
         return
     if not sk.mtup_enabled:
         sk.mtup_enabled = 1
-        sk.mtup_probe_time = e.now
+        sk_los(e, sk).mtup_probe_time = e.now
     else:
         mss = tcp_mtu_to_mss(e, sk, sk.mtup_search_low) >> 1
         mss = i32_min(<int> e.cfg.tcp_base_mss, mss)

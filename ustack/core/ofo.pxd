@@ -20,13 +20,13 @@ from ustack.core.rcvq cimport (
 from ustack.core.rcvwin cimport tcp_grow_window, tcp_rcvbuf_grow
 from ustack.core.records cimport rrec_t
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport rr_at, sk_data_ready
+from ustack.core.sock cimport rr_at, sk_data_ready, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKOfoSent, MIB_TcpExtTCPDSACKOldSent, MIB_TcpExtTCPOFODrop, MIB_TcpExtTCPOFOMerge,
     MIB_TcpExtTCPOFOQueue, drop_inc, mib_inc,
 )
-from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, tcb_t
+from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, sklos_t, tcb_t
 
 cdef enum:
     TCP_NUM_SACKS = 4
@@ -51,51 +51,55 @@ cdef inline void tcp_dsack_set(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t en
         return
     mib_inc(&e.stats, MIB_TcpExtTCPDSACKOldSent if before(seq, sk.rcv_nxt) else MIB_TcpExtTCPDSACKOfoSent)
     sk.rx_dsack = 1
-    sk.duplicate_sack.start = seq
-    sk.duplicate_sack.end = end_seq
+    sk_los(e, sk).duplicate_sack.start = seq
+    sk_los(e, sk).duplicate_sack.end = end_seq
 
 
 cdef inline void tcp_dsack_extend(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t end_seq) noexcept nogil:
     if sk.rx_dsack:
-        tcp_sack_extend(&sk.duplicate_sack, seq, end_seq)
+        tcp_sack_extend(&sk_los(e, sk).duplicate_sack, seq, end_seq)
     else:
         tcp_dsack_set(e, sk, seq, end_seq)
 
 
 # ---- SACK blocks ---------------------------------------------------------------------------------------------------
-cdef inline void sack_drop_(tcb_t* sk, int i) noexcept nogil:
+cdef inline void sack_drop_(tcb_t* sk, sklos_t* los, int i) noexcept nogil:
     sk.num_sacks -= 1
     while i < sk.num_sacks:
-        sk.selective_acks[i] = sk.selective_acks[i + 1]
+        los.selective_acks[i] = los.selective_acks[i + 1]
         i += 1
 
 
-cdef inline void sack_maybe_coalesce_(tcb_t* sk) noexcept nogil:
+cdef inline void sack_maybe_coalesce_(tcb_t* sk, sklos_t* los) noexcept nogil:
     # The first block has grown and may touch others now.
     cdef int i = 1
     while i < sk.num_sacks:
-        if tcp_sack_extend(&sk.selective_acks[0], sk.selective_acks[i].start, sk.selective_acks[i].end):
-            sack_drop_(sk, i)
+        if tcp_sack_extend(&los.selective_acks[0], los.selective_acks[i].start, los.selective_acks[i].end):
+            sack_drop_(sk, los, i)
         else:
             i += 1
+
+
+cdef inline void sack_to_front_(sklos_t* los, int i, sackblk_t b) noexcept nogil:
+    while i > 0:
+        los.selective_acks[i] = los.selective_acks[i - 1]
+        i -= 1
+    los.selective_acks[0] = b
 
 
 cdef inline void tcp_sack_new_ofo(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t end_seq) noexcept nogil:
     """A range was queued out of order: it extends a block or begins one, which comes first; the oldest is forgotten
     when there are too many."""
+    cdef sklos_t* los = sk_los(e, sk)
     cdef int i = 0
     cdef sackblk_t b
     while i < sk.num_sacks:
-        if tcp_sack_extend(&sk.selective_acks[i], seq, end_seq):
+        if tcp_sack_extend(&los.selective_acks[i], seq, end_seq):
             if i >= SACK_BLOCKS_EXPECTED:
                 tcp_sack_compress_send_ack(e, sk)
-            b = sk.selective_acks[i]
-            while i > 0:
-                sk.selective_acks[i] = sk.selective_acks[i - 1]
-                i -= 1
-            sk.selective_acks[0] = b
+            sack_to_front_(los, i, los.selective_acks[i])
             if sk.num_sacks > 1:
-                sack_maybe_coalesce_(sk)
+                sack_maybe_coalesce_(sk, los)
             return
         i += 1
     if i >= SACK_BLOCKS_EXPECTED:
@@ -103,25 +107,23 @@ cdef inline void tcp_sack_new_ofo(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t
     if i >= TCP_NUM_SACKS:
         i -= 1
         sk.num_sacks -= 1
-    while i > 0:
-        sk.selective_acks[i] = sk.selective_acks[i - 1]
-        i -= 1
-    sk.selective_acks[0].start = seq
-    sk.selective_acks[0].end = end_seq
+    b.start = seq
+    b.end = end_seq
+    sack_to_front_(los, i, b)
     sk.num_sacks += 1
 
 
-cdef inline void tcp_sack_remove(tcb_t* sk) noexcept nogil:
+cdef inline void tcp_sack_remove(engine_t* e, tcb_t* sk) noexcept nogil:
     """rcv_nxt has moved: forget the blocks it has passed."""
     cdef int i = 0
     if sk.ofo_head == 0:
         sk.num_sacks = 0
         return
     while i < sk.num_sacks:
-        if before(sk.rcv_nxt, sk.selective_acks[i].start):
+        if before(sk.rcv_nxt, sk.los.selective_acks[i].start):
             i += 1
         else:
-            sack_drop_(sk, i)
+            sack_drop_(sk, sk_los(e, sk), i)
 
 
 # ---- from the queue to the application -----------------------------------------------------------------------------
@@ -243,7 +245,7 @@ cdef inline int tcp_data_queue_ofo(engine_t* e, tcb_t* sk, const seg_t* s) noexc
     tcp_measure_rcv_mss(e, sk, s)
     sk.pred_flags = 0
     inet_csk_schedule_ack(sk)
-    sk.rcv_ooopack += (s.len + s.gso_size - 1) // s.gso_size if s.gso_size else 1
+    sk_los(e, sk).rcv_ooopack += (s.len + s.gso_size - 1) // s.gso_size if s.gso_size else 1
     mib_inc(&e.stats, MIB_TcpExtTCPOFOQueue)
     if sk.ofo_head == 0:
         sk.num_sacks = 0

@@ -45,7 +45,7 @@ cdef enum:
 
 # ---- pushing -----------------------------------------------------------------------------------------------------------------------
 cdef inline ns_t tcp_rto_max(engine_t* e, const tcb_t* sk) noexcept nogil:
-    return <ns_t> (sk.rto_max_ms if sk.rto_max_ms else e.cfg.tcp_rto_max_ms) * NS_PER_MS
+    return <ns_t> (sk.opt.rto_max_ms if sk.opt.rto_max_ms else e.cfg.tcp_rto_max_ms) * NS_PER_MS
 
 
 cdef inline ns_t tcp_probe0_base(const tcb_t* sk) noexcept nogil:
@@ -148,9 +148,9 @@ cdef inline int tcp_write_wakeup(engine_t* e, tcb_t* sk, int mib) noexcept nogil
 
 cdef inline ns_t tcp_clamp_probe0_to_user_timeout(engine_t* e, const tcb_t* sk, ns_t when) noexcept nogil:
     cdef ns_t left
-    if sk.probes_tstamp == 0 or sk.user_timeout_ms == 0:
+    if sk.probes_tstamp == 0 or sk.opt.user_timeout_ms == 0:
         return when
-    left = <ns_t> sk.user_timeout_ms * NS_PER_MS - i64_max(e.now - sk.probes_tstamp, 0)
+    left = <ns_t> sk.opt.user_timeout_ms * NS_PER_MS - i64_max(e.now - sk.probes_tstamp, 0)
     return i64_min(i64_max(left, TIMEOUT_MIN_TICKS * e.tick), when)
 
 

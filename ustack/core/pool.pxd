@@ -96,6 +96,11 @@ cdef inline void* pool_at(pool_t* pool, idx_t i) noexcept nogil:
     return pool.base + <size_t>i * pool.stride
 
 
+cdef inline idx_t pool_index(pool_t* pool, const void* p) noexcept nogil:
+    # The slot that starts at p.
+    return <idx_t>(<size_t>(<const uint8_t*>p - pool.base) // pool.stride)
+
+
 cdef inline uint32_t pool_gen(pool_t* pool, idx_t i) noexcept nogil:
     # Generation to hand out with the index; 0 in a plain pool.
     return pool.gens[i] if pool.gens != NULL else 0

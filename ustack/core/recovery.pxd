@@ -31,7 +31,7 @@ from ustack.core.sendq cimport (
     sq_rtx_head, sq_rtx_next, sq_wq_empty, tcp_is_sack, tcp_left_out, tcp_packets_in_flight, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_max, u32_min
-from ustack.core.sock cimport jiffies_up, sr_at, tcp_reset_xmit_timer
+from ustack.core.sock cimport jiffies_up, sk_los, sr_at, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKUndo, MIB_TcpExtTCPFastRetrans, MIB_TcpExtTCPFullUndo, MIB_TcpExtTCPLossUndo, MIB_TcpExtTCPMTUPFail,
@@ -426,9 +426,9 @@ cdef inline void tcp_process_loss(engine_t* e, tcb_t* sk, int flag, int num_dupa
 
 cdef inline void tcp_update_rto_time(engine_t* e, tcb_t* sk) noexcept nogil:
     """A series of timeouts is over (tcpi_total_rto_time)."""
-    if sk.rto_stamp:
-        sk.total_rto_time_ms += <uint32_t> ((e.now - sk.rto_stamp) // NS_PER_MS)
-        sk.rto_stamp = 0
+    if sk.los.rto_stamp:
+        sk_los(e, sk).total_rto_time_ms += <uint32_t> ((e.now - sk.los.rto_stamp) // NS_PER_MS)
+        sk_los(e, sk).rto_stamp = 0
 
 
 cdef inline bint tcp_alert_leave(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -476,7 +476,7 @@ cdef inline bint tcp_alert_open(engine_t* e, tcb_t* sk, int num_dupack, int flag
     if sk.lost_out == 0:
         tcp_try_to_open(e, sk, flag)
         return False
-    if sk.ca_state < TCP_CA_CWR and sk.mtup_probe_size and sk.snd_una == sk.mtup_probe_seq_start:
+    if sk.ca_state < TCP_CA_CWR and sk.mtup_probe_size and sk.snd_una == sk.los.mtup_probe_seq_start:
         # The MTU probe was lost, not a packet of ordinary size: no congestion.
         tcp_mtup_probe_failed(e, sk)
         sk.snd_cwnd += 1

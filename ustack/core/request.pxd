@@ -274,7 +274,7 @@ cdef inline int request_rcv(engine_t* e, idx_t ri, seg_t* s) noexcept nogil:
 # ---- the timer (facts D2-D10) --------------------------------------------------------------------------------------------------------
 cdef inline uint32_t synack_retries_(engine_t* e, const tcb_t* lsk, const listener_t* l) noexcept nogil:
     # How many timer ticks a request gets: fewer while more than half of the queue is taken by old ones (facts D5, D6).
-    cdef uint32_t n = lsk.syn_retries if lsk.syn_retries != 0 else <uint32_t>e.cfg.tcp_synack_retries
+    cdef uint32_t n = lsk.opt.syn_retries if lsk.opt.syn_retries != 0 else <uint32_t>e.cfg.tcp_synack_retries
     cdef int32_t young
     if (<uint32_t>l.qlen << 1) > u32_max(8, <uint32_t>l.maxq):
         young = l.young << 1

@@ -11,7 +11,7 @@ from ustack.core.sendq cimport (
     tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_min
-from ustack.core.sock cimport jiffies_up, sr_at, tcp_clear_retrans_timer
+from ustack.core.sock cimport jiffies_up, sk_los, sr_at, tcp_clear_retrans_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPRetransFail, MIB_TcpExtTCPSynRetrans, MIB_TcpExtTCPWqueueTooBig, MIB_TcpRetransSegs, mib_add, mib_inc,
@@ -167,7 +167,7 @@ cdef inline int __tcp_retransmit_skb(engine_t* e, tcb_t* sk, idx_t i, uint32_t s
     if r.flags & TH_SYN:
         mib_inc(&e.stats, MIB_TcpExtTCPSynRetrans)
     sk.total_retrans += segs
-    sk.bytes_retrans += r.len
+    sk_los(e, sk).bytes_retrans += r.len
     err = tcp_transmit_skb(e, sk, i)
     if err != 0 and err != -E_BUSY:
         mib_add(&e.stats, MIB_TcpExtTCPRetransFail, segs)

@@ -468,7 +468,7 @@ cdef inline uint32_t sk_advmss(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline ns_t sk_rto_min(engine_t* e, const tcb_t* sk) noexcept nogil:
     # tcp_rto_min, in whole ticks: the route's word counts more than the socket's.
     cdef const route_t* r = sk_rt(e, sk)
-    return jiffies_up(e, <ns_t>r.rto_min_ms * NS_PER_MS if r != NULL and r.rto_min_ms != 0 else sk.rto_min)
+    return jiffies_up(e, <ns_t>r.rto_min_ms * NS_PER_MS if r != NULL and r.rto_min_ms != 0 else <ns_t>sk.rto_min_us * 1000)
 
 
 cdef inline bint sk_dont_fragment(engine_t* e, tcb_t* sk) noexcept nogil:

@@ -15,14 +15,14 @@ from ustack.core.records cimport SR_EVER_RETRANS, SR_LOST, SR_RETRANS, SR_SACKED
 from ustack.core.retrans cimport tcp_fragment_rtx
 from ustack.core.sendq cimport sq_rtx_head, sq_rtx_next, sq_ts_unlink, sq_unlink_free, sr_can_merge
 from ustack.core.seqno cimport after, before, i32_max
-from ustack.core.sock cimport sr_at
+from ustack.core.sock cimport sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKIgnoredDubious, MIB_TcpExtTCPDSACKIgnoredNoUndo, MIB_TcpExtTCPDSACKIgnoredOld, MIB_TcpExtTCPDSACKOfoRecv,
     MIB_TcpExtTCPDSACKRecv, MIB_TcpExtTCPDSACKRecvSegs, MIB_TcpExtTCPSACKDiscard, MIB_TcpExtTCPSackMerged, MIB_TcpExtTCPSackShiftFallback,
     MIB_TcpExtTCPSackShifted, mib_add, mib_inc,
 )
-from ustack.core.tcb cimport TCP_CA_LOSS, tcb_t
+from ustack.core.tcb cimport TCP_CA_LOSS, sklos_t, tcb_t
 from ustack.core.types cimport TH_FIN
 
 cdef enum:
@@ -68,7 +68,7 @@ cdef inline void tcp_advance_highest_sack(engine_t* e, tcb_t* sk, idx_t i) noexc
 
 
 # ---- D-SACK ------------------------------------------------------------------------------------------------------------------------
-cdef inline uint32_t tcp_dsack_seen(tcb_t* sk, uint32_t start, uint32_t end, sack_state_t* state) noexcept nogil:
+cdef inline uint32_t tcp_dsack_seen(engine_t* e, tcb_t* sk, uint32_t start, uint32_t end, sack_state_t* state) noexcept nogil:
     """A D-SACK for this range: how many packets were delivered twice, 0 if it cannot be true."""
     cdef uint32_t n = end - start
     cdef uint32_t dup_segs = 1
@@ -78,12 +78,12 @@ cdef inline uint32_t tcp_dsack_seen(tcb_t* sk, uint32_t start, uint32_t end, sac
         dup_segs = (n + sk.mss_cache - 1) // sk.mss_cache
     elif sk.tlp_high_seq and sk.tlp_high_seq == end:
         state.flag |= FLAG_DSACK_TLP
-    sk.dsack_dups += dup_segs
-    if sk.dsack_dups > sk.total_retrans:
+    sk_los(e, sk).dsack_dups += dup_segs
+    if sk.los.dsack_dups > sk.total_retrans:
         return 0                    # the network duplicated it, not we
     sk.sack_ok |= TCP_DSACK_SEEN
     # RACK's window grows only for retransmissions that reordering may have caused; a probe is caused by a timer.
-    if sk.reord_seen and not state.flag & FLAG_DSACK_TLP:
+    if sk.los.reord_seen and not state.flag & FLAG_DSACK_TLP:
         sk.rack_dsack_seen = 1
     state.flag |= FLAG_DSACKING_ACK
     state.sack_delivered += dup_segs
@@ -101,7 +101,7 @@ cdef inline bint tcp_check_dsack(engine_t* e, tcb_t* sk, const seg_t* s, uint32_
         mib_inc(&e.stats, MIB_TcpExtTCPDSACKOfoRecv)
     else:
         return False
-    dup_segs = tcp_dsack_seen(sk, start, end, state)
+    dup_segs = tcp_dsack_seen(e, sk, start, end, state)
     if dup_segs == 0:
         mib_inc(&e.stats, MIB_TcpExtTCPDSACKIgnoredDubious)
         return False
@@ -417,16 +417,16 @@ cdef inline void tcp_sacktag_blocks(engine_t* e, tcb_t* sk, const sackblk_t* sp,
     cdef idx_t i = 0
     cdef int k = 0
     cdef int c = 0 if sk.sacked_out else SACK_CACHE
-    while c < SACK_CACHE and sk.recv_sack_cache[c].start == 0 and sk.recv_sack_cache[c].end == 0:
+    while c < SACK_CACHE and sk.los.recv_sack_cache[c].start == 0 and sk.los.recv_sack_cache[c].end == 0:
         c += 1
     while k < used:
         start = sp[k].start
         end = sp[k].end
         next_dup = &sp[k + 1] if k + 1 == dup_at else NULL
-        while c < SACK_CACHE and not before(start, sk.recv_sack_cache[c].end):
+        while c < SACK_CACHE and not before(start, sk.los.recv_sack_cache[c].end):
             c += 1
-        if c < SACK_CACHE and k != dup_at and after(end, sk.recv_sack_cache[c].start):
-            cache = &sk.recv_sack_cache[c]
+        if c < SACK_CACHE and k != dup_at and after(end, sk.los.recv_sack_cache[c].start):
+            cache = &sk.los.recv_sack_cache[c]
             if before(start, cache.start):
                 i = tcp_sacktag_skip(e, sk, i, start)
                 i = tcp_sacktag_walk(e, sk, i, next_dup, state, start, cache.start, False)
@@ -454,6 +454,7 @@ cdef inline void tcp_sacktag_blocks(engine_t* e, tcb_t* sk, const sackblk_t* sp,
 cdef inline int tcp_sacktag_write_queue(engine_t* e, tcb_t* sk, const seg_t* s, uint32_t prior_snd_una, sack_state_t* state) noexcept nogil:
     """Take in the SACK option of an ACK. Returns FLAG_* to add."""
     cdef sackblk_t sp[SACK_CACHE]
+    cdef sklos_t* los
     cdef bint found_dup
     cdef int used
     cdef int first
@@ -469,12 +470,13 @@ cdef inline int tcp_sacktag_write_queue(engine_t* e, tcb_t* sk, const seg_t* s, 
         return state.flag
     used = tcp_sack_blocks_in(e, sk, s, prior_snd_una, found_dup, sp, &first)
     tcp_sacktag_blocks(e, sk, sp, used, first if found_dup else -1, state)
+    los = sk_los(e, sk)
     for i in range(SACK_CACHE):
         if i < SACK_CACHE - used:
-            sk.recv_sack_cache[i].start = 0
-            sk.recv_sack_cache[i].end = 0
+            los.recv_sack_cache[i].start = 0
+            los.recv_sack_cache[i].end = 0
         else:
-            sk.recv_sack_cache[i] = sp[i - (SACK_CACHE - used)]
+            los.recv_sack_cache[i] = sp[i - (SACK_CACHE - used)]
     if sk.ca_state != TCP_CA_LOSS or sk.undo_marker:
         tcp_check_sack_reordering(e, sk, state.reord, False)
     return state.flag

@@ -174,7 +174,7 @@ cdef inline int tcp_sendmsg_fastopen(engine_t* e, tcb_t* sk, const uint8_t* p, i
     copied[0] = 0
     if not e.cfg.tcp_fastopen & TFO_CLIENT_ENABLE:
         return -E_OPNOTSUPP
-    if sk.fo_ext:
+    if sk.opt.fo_ext:
         return -E_ALREADY
     if fastopen_req_alloc(e, sk) == NULL:
         return -E_NOBUFS

@@ -11,7 +11,7 @@
 # Used by everything that sends or acknowledges; knows nothing of segments on the wire.
 
 from ustack.core.types cimport (
-    E_NOMEM, TH_ACK, TH_FIN, TH_PSH, TH_SYN, idx_t, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    E_NOMEM, NS_PER_MS, TH_ACK, TH_FIN, TH_PSH, TH_SYN, idx_t, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.errq cimport zc_attach, zc_put
 from ustack.core.pool cimport pool_alloc, pool_free
@@ -122,8 +122,8 @@ cdef inline void tcp_set_tso_segs(srec_t* r, uint32_t mss) noexcept nogil:
 # ---- chronographs: what limits the sender (tcpi_busy_time, rwnd_limited, sndbuf_limited) -------------------------------------------
 cdef inline void tcp_chrono_set(engine_t* e, tcb_t* sk, uint8_t which) noexcept nogil:
     if sk.chrono_type > CHRONO_UNSPEC:
-        sk.chrono_stat[sk.chrono_type - 1] += e.now - sk.chrono_start
-    sk.chrono_start = e.now
+        sk.chrono_stat[sk.chrono_type - 1] += <uint32_t> (e.now // NS_PER_MS) - sk.chrono_start
+    sk.chrono_start = <uint32_t> (e.now // NS_PER_MS)
     sk.chrono_type = which
 
 

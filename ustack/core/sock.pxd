@@ -7,7 +7,7 @@
 # - ring memory is never freed here, it goes to the garbage list: a frame may still point into it.
 
 from libc.stdlib cimport free, realloc
-from libc.string cimport memset
+from libc.string cimport memcmp, memcpy, memset
 
 from ustack.core.types cimport (
     DROP_NONE, E_MSGSIZE, KIND_TCB, KIND_TW, NS_NEVER, NS_PER_SEC, REF_MASK, REF_SHIFT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED,
@@ -15,7 +15,7 @@ from ustack.core.types cimport (
     int64_t, ns_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.ehash cimport ehash_remove
-from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen
+from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen, pool_index
 from ustack.core.records cimport (
     WT_TIMEDOUT, WT_WOKEN, bindb_t, group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, waiter_t,
 )
@@ -28,8 +28,9 @@ from ustack.core.stats cimport (
     mib_dec, mib_inc,
 )
 from ustack.core.tcb cimport (
-    ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK, SOCK_CONNECT_BIND, SS_UNCONNECTED,
-    TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, tcb_t,
+    CA_EXT_WORDS, CA_PRIV_WORDS, CC_BBR, ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH,
+    SF_IN_READY, SOCK_BINDPORT_LOCK, SOCK_CONNECT_BIND, SS_UNCONNECTED, TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, sklos_t, skopt_t,
+    tcb_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
 
@@ -285,7 +286,7 @@ cdef inline bint sk_stream_is_writeable(engine_t* e, tcb_t* sk) noexcept nogil:
 # ---- timers ------------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_reset_xmit_timer(engine_t* e, tcb_t* sk, uint8_t what, ns_t when) noexcept nogil:
     """Arm the retransmission timer for purpose `what` in `when` ns, at most tcp_rto_max."""
-    cdef ns_t top = (<ns_t> sk.rto_max_ms if sk.rto_max_ms else e.cfg.tcp_rto_max_ms) * 1000000
+    cdef ns_t top = (<ns_t> sk.opt.rto_max_ms if sk.opt.rto_max_ms else e.cfg.tcp_rto_max_ms) * 1000000
     if when > top:
         when = top
     sk.icsk_pending = what
@@ -295,6 +296,16 @@ cdef inline void tcp_reset_xmit_timer(engine_t* e, tcb_t* sk, uint8_t what, ns_t
 cdef inline void tcp_clear_retrans_timer(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.icsk_pending = ICSK_TIME_NONE
     wheel_disarm(&e.wheel, (TM_RETRANS << REF_SHIFT) | sk.idx)
+
+
+cdef inline uint32_t sk_pace_id(const tcb_t* sk) noexcept nogil:
+    """Id of the pacing timer; to arm it the socket needs a record of its own (sk_los)."""
+    return (<uint32_t> TM_PACE << REF_SHIFT) | sk.los.idx
+
+
+cdef inline uint32_t sk_compack_id(const tcb_t* sk) noexcept nogil:
+    """As sk_pace_id, of the timer of compressed ACKs."""
+    return (<uint32_t> TM_COMPACK << REF_SHIFT) | sk.los.idx
 
 
 cdef inline void sk_reset_delack(engine_t* e, tcb_t* sk, ns_t deadline) noexcept nogil:
@@ -314,8 +325,9 @@ cdef inline void sk_delete_keepalive(engine_t* e, tcb_t* sk) noexcept nogil:
 
 
 cdef inline void tcp_clear_xmit_timers(engine_t* e, tcb_t* sk) noexcept nogil:
-    wheel_disarm(&e.wheel, (TM_PACE << REF_SHIFT) | sk.idx)
-    wheel_disarm(&e.wheel, (TM_COMPACK << REF_SHIFT) | sk.idx)
+    if sk.los.idx:
+        wheel_disarm(&e.wheel, sk_pace_id(sk))
+        wheel_disarm(&e.wheel, sk_compack_id(sk))
     tcp_clear_retrans_timer(e, sk)
     sk.ack_pending = 0
     sk_clear_delack(e, sk)
@@ -458,6 +470,80 @@ cdef inline void sk_purge_recv(engine_t* e, tcb_t* sk) noexcept nogil:
     garbage_put(e, old)
 
 
+# ---- records that few sockets have (tcb.pxd) -----------------------------------------------------------------------------------
+cdef inline void skopt_defaults(skopt_t* o) noexcept nogil:
+    memset(o, 0, sizeof(skopt_t))
+    o.rcvtimeo = NS_NEVER
+    o.sndtimeo = NS_NEVER
+    o.max_pacing_rate = <uint64_t> -1
+
+
+cdef inline skopt_t* sk_opt(engine_t* e, tcb_t* sk) noexcept nogil:
+    """The socket's own options record, to write to; taken with the defaults at the first use. There are as many as sockets."""
+    cdef idx_t i
+    cdef skopt_t* o
+    if sk.opt.idx == 0:
+        i = pool_alloc(&e.opt)
+        o = <skopt_t*> pool_at(&e.opt, i)
+        o[0] = sk.opt[0]
+        o.idx = i
+        sk.opt = o
+    return <skopt_t*> sk.opt
+
+
+cdef inline sklos_t* sk_los(engine_t* e, tcb_t* sk) noexcept nogil:
+    """The socket's own record of what loss and reordering leave behind, to write to."""
+    cdef idx_t i
+    cdef sklos_t* o
+    if sk.los.idx == 0:
+        i = pool_alloc(&e.los)
+        o = <sklos_t*> pool_at(&e.los, i)
+        o.idx = i
+        o.sk = sk.idx
+        sk.los = o
+    return <sklos_t*> sk.los
+
+
+cdef inline void sk_los_put(engine_t* e, tcb_t* sk) noexcept nogil:
+    """Give it back; its timers are off."""
+    if sk.los.idx:
+        pool_free(&e.los, sk.los.idx)
+        sk.los = <sklos_t*> pool_at(&e.los, 0)
+
+
+cdef inline tcb_t* sk_of_los(engine_t* e, idx_t i) noexcept nogil:
+    return sk_at(e, (<sklos_t*> pool_at(&e.los, i)).sk)
+
+
+cdef inline void sk_opt_inherit(engine_t* e, tcb_t* child, const tcb_t* lsk) noexcept nogil:
+    """What was set on a listener, on its child. Costs nothing if it is all as by default."""
+    cdef skopt_t* o
+    cdef size_t head = <size_t> (<const uint8_t*> &lsk.opt.errq_head - <const uint8_t*> &lsk.opt.uid)
+    if lsk.opt.idx == 0 or memcmp(&lsk.opt.uid, &child.opt.uid, head) == 0:
+        return
+    o = sk_opt(e, child)
+    memcpy(&o.uid, &lsk.opt.uid, head)
+
+
+cdef inline uint64_t* sk_ca(tcb_t* sk) noexcept nogil:
+    """Private state of the socket's congestion control: CA_PRIV_WORDS words, or CA_EXT_WORDS of those that take a record."""
+    return <uint64_t*> sk.ca_priv[0] if sk.cc >= CC_BBR else sk.ca_priv
+
+
+cdef inline void sk_ca_clear(tcb_t* sk) noexcept nogil:
+    memset(sk_ca(sk), 0, (CA_EXT_WORDS if sk.cc >= CC_BBR else CA_PRIV_WORDS) * sizeof(uint64_t))
+
+
+cdef inline void sk_set_cc(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
+    """Change tcb.cc, and the private state with it; the new one is zero."""
+    if sk.cc >= CC_BBR:
+        pool_free(&e.ca, pool_index(&e.ca, <void*> sk.ca_priv[0]))
+    sk.cc = cc
+    memset(sk.ca_priv, 0, CA_PRIV_WORDS * sizeof(uint64_t))
+    if cc >= CC_BBR:
+        sk.ca_priv[0] = <uint64_t> pool_at(&e.ca, pool_alloc(&e.ca))
+
+
 # ---- birth and death -----------------------------------------------------------------------------------------------------------
 cdef inline tcb_t* sk_alloc(engine_t* e) noexcept nogil:
     """A socket with the defaults of tcp_init_sock, state CLOSE, or NULL if the pool is exhausted."""
@@ -471,14 +557,13 @@ cdef inline tcb_t* sk_alloc(engine_t* e) noexcept nogil:
     sk.rcvbuf = <int> e.cfg.tcp_rmem_def
     sk.sndbuf = <int> e.cfg.tcp_wmem_def
     sk.rcvlowat = 1
-    sk.rcvtimeo = NS_NEVER
-    sk.sndtimeo = NS_NEVER
-    sk.max_pacing_rate = <uint64_t> -1
+    sk.opt = <skopt_t*> pool_at(&e.opt, 0)
+    sk.los = <sklos_t*> pool_at(&e.los, 0)
     sk.pacing_rate = <uint64_t> -1
     sk.pmtudisc = 0 if e.cfg.ip_no_pmtu_disc else 1      # IP_PMTUDISC_DONT / WANT
     sk.rto = NS_PER_SEC
-    sk.rto_min = e.cfg.tcp_rto_min_us * 1000
-    sk.delack_max = 200000000
+    sk.rto_min_us = <uint32_t> e.cfg.tcp_rto_min_us
+    sk.delack_max_us = 200000
     sk.rtt.mdev_us = 1000000
     minmax_reset(&sk.rtt_min, <uint32_t> (e.now // 1000000), 0xffffffffUL)
     sk.snd_cwnd = TCP_INIT_CWND
@@ -490,7 +575,7 @@ cdef inline tcb_t* sk_alloc(engine_t* e) noexcept nogil:
     sk.reordering = <uint32_t> e.cfg.tcp_reordering
     sk.rack_reo_wnd_steps = 1
     sk.scaling_ratio = 128
-    sk.cc = e.default_cc
+    sk_set_cc(e, sk, e.default_cc)
     sk.sock_state = SS_UNCONNECTED
     e.n_sockets += 1
     return sk
@@ -575,18 +660,22 @@ cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.listener and lst_at(e, sk.listener).sk == sk.idx:
         lst_at(e, sk.listener).sk = 0
         lst_put(e, sk.listener)
-    if sk.fo_ext:
-        pool_free(&e.ext, sk.fo_ext)
-    if sk.saved_syn:
-        pool_free(&e.ext, sk.saved_syn)
-    if sk.ip_opt:
-        pool_free(&e.ext, sk.ip_opt)
-    if sk.fo_keys:
-        pool_free(&e.ext, sk.fo_keys)
-    while sk.errq_head:
-        i = ext_at(e, sk.errq_head).next
-        pool_free(&e.ext, sk.errq_head)
-        sk.errq_head = i
+    if sk.opt.fo_ext:
+        pool_free(&e.ext, sk.opt.fo_ext)
+    if sk.opt.saved_syn:
+        pool_free(&e.ext, sk.opt.saved_syn)
+    if sk.opt.ip_opt:
+        pool_free(&e.ext, sk.opt.ip_opt)
+    if sk.opt.fo_keys:
+        pool_free(&e.ext, sk.opt.fo_keys)
+    while sk.opt.errq_head:
+        i = ext_at(e, sk.opt.errq_head).next
+        pool_free(&e.ext, sk.opt.errq_head)
+        sk_opt(e, sk).errq_head = i
+    sk_los_put(e, sk)
+    if sk.opt.idx:
+        pool_free(&e.opt, sk.opt.idx)
+    sk_set_cc(e, sk, 0)
     e.n_sockets -= 1
     pool_free(&e.tcb, sk.idx)
 
@@ -615,12 +704,12 @@ cdef inline void fastopen_remove(engine_t* e, tcb_t* sk, bint reset) noexcept no
     if x == 0:
         return
     sk.fastopen_rsk = 0
-    if sk.fo_listener == 0:
+    if sk.opt.fo_listener == 0:
         pool_free(&e.ext, x)
         return
-    li = sk.fo_listener
+    li = sk.opt.fo_listener
     l = lst_at(e, li)
-    sk.fo_listener = 0
+    sk_opt(e, sk).fo_listener = 0
     l.fo_qlen -= 1
     if not reset or not l.listening or not sk.sflags & SF_ACCEPTED:
         pool_free(&e.ext, x)

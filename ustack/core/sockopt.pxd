@@ -17,7 +17,8 @@ from ustack.core.rcvwin cimport tcp_space_from_win
 from ustack.core.recvmsg cimport tcp_cleanup_rbuf
 from ustack.core.records cimport listener_t, reqext_t
 from ustack.core.sock cimport (
-    ext_at, lst_at, sk_data_ready, sk_delete_keepalive, sk_handle, sk_reset_keepalive, sk_stream_is_writeable, sk_write_space,
+    ext_at, lst_at, sk_data_ready, sk_delete_keepalive, sk_handle, sk_opt, sk_reset_keepalive, sk_stream_is_writeable,
+    sk_write_space,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
@@ -167,20 +168,20 @@ cdef inline int set_sol_socket(engine_t* e, tcb_t* sk, int name, const uint8_t* 
     elif name == 10:                                # SO_OOBINLINE
         flag_set(sk, SF_URGINLINE, v != 0)
     elif name == 12:                                # SO_PRIORITY
-        sk.priority = v
+        sk_opt(e, sk).priority = v
     elif name == 13:                                # SO_LINGER
         if n < 8:
             return -E_INVAL
         flag_set(sk, SF_LINGER, v != 0)
         if v:
             v = get_int(val + 4)
-            sk.linger_s = <uint32_t> v
+            sk_opt(e, sk).linger_s = <uint32_t> v
     elif name == 18:                                # SO_RCVLOWAT
         return set_rcvlowat(e, sk, v)
     elif name == 20 or name == 66:                  # SO_RCVTIMEO
-        return timeval_set(&sk.rcvtimeo, val, n)
+        return timeval_set(&sk_opt(e, sk).rcvtimeo, val, n)
     elif name == 21 or name == 67:                  # SO_SNDTIMEO
-        return timeval_set(&sk.sndtimeo, val, n)
+        return timeval_set(&sk_opt(e, sk).sndtimeo, val, n)
     elif name == 6:                                 # SO_BROADCAST
         flag_set(sk, SF_BROADCAST, v != 0)
     elif name == 5:                                 # SO_DONTROUTE
@@ -194,14 +195,14 @@ cdef inline int set_sol_socket(engine_t* e, tcb_t* sk, int name, const uint8_t* 
     elif name == 37 or name == 65:                  # SO_TIMESTAMPING
         if v & ~0x7ffff:
             return -E_INVAL
-        if v & 128 and not sk.tsflags & 128:        # OPT_ID: keys count from here (OPT_ID_TCP: from write_seq)
+        if v & 128 and not sk.opt.tsflags & 128:        # OPT_ID: keys count from here (OPT_ID_TCP: from write_seq)
             if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN:
                 return -E_INVAL
-            sk.tskey = sk.write_seq if v & (1 << 16) else sk.snd_una
-        sk.tsflags = v
+            sk_opt(e, sk).tskey = sk.write_seq if v & (1 << 16) else sk.snd_una
+        sk_opt(e, sk).tsflags = v
         flag_set(sk, SF_TIMESTAMPING, v != 0)
     elif name == 36:                                # SO_MARK
-        sk.mark = v
+        sk_opt(e, sk).mark = v
     elif name == 47:                                # SO_MAX_PACING_RATE
         rate = <uint32_t> v
         if n >= 8:
@@ -210,7 +211,7 @@ cdef inline int set_sol_socket(engine_t* e, tcb_t* sk, int name, const uint8_t* 
             rate = <uint64_t> -1
         if rate != <uint64_t> -1:
             sk.pacing_needed = 1
-        sk.max_pacing_rate = rate
+        sk_opt(e, sk).max_pacing_rate = rate
         if sk.pacing_rate > rate:
             sk.pacing_rate = rate
     elif name == 60:                                # SO_ZEROCOPY
@@ -271,10 +272,10 @@ cdef inline int get_sol_socket(engine_t* e, tcb_t* sk, int name, uint8_t* out, u
     elif name == 10:
         v = (sk.sflags & SF_URGINLINE) != 0
     elif name == 12:
-        v = sk.priority
+        v = sk.opt.priority
     elif name == 13:
         pair[0] = (sk.sflags & SF_LINGER) != 0
-        pair[1] = <int32_t> sk.linger_s
+        pair[1] = <int32_t> sk.opt.linger_s
         if n[0] > 8:
             n[0] = 8
         memcpy(out, pair, n[0])
@@ -284,9 +285,9 @@ cdef inline int get_sol_socket(engine_t* e, tcb_t* sk, int name, uint8_t* out, u
     elif name == 19:
         v = 1
     elif name == 20 or name == 66:
-        return put_timeval(out, n, sk.rcvtimeo)
+        return put_timeval(out, n, sk.opt.rcvtimeo)
     elif name == 21 or name == 67:
-        return put_timeval(out, n, sk.sndtimeo)
+        return put_timeval(out, n, sk.opt.sndtimeo)
     elif name == 6:
         v = (sk.sflags & SF_BROADCAST) != 0
     elif name == 5:
@@ -298,17 +299,17 @@ cdef inline int get_sol_socket(engine_t* e, tcb_t* sk, int name, uint8_t* out, u
     elif name == 35 or name == 64:
         v = (sk.sflags & SF_TIMESTAMPNS) != 0
     elif name == 37 or name == 65:
-        v = sk.tsflags
+        v = sk.opt.tsflags
     elif name == 30:
         v = sk.state == TCP_LISTEN
     elif name == 36:
-        v = sk.mark
+        v = sk.opt.mark
     elif name == 38:
         v = 6                                       # IPPROTO_TCP
     elif name == 39:
         v = 2                                       # AF_INET
     elif name == 47:
-        u = sk.max_pacing_rate
+        u = sk.opt.max_pacing_rate
         if n[0] >= 8:
             n[0] = 8
             memcpy(out, &u, 8)
@@ -436,10 +437,8 @@ cdef inline int set_window_clamp(tcb_t* sk, int32_t v) noexcept nogil:
         if sk.state != TCP_CLOSE:
             return -E_INVAL
         sk.window_clamp = 0
-        sk.window_clamp_user = 0
         return 0
     fresh = <uint32_t> v if v > SOCK_MIN_RCVBUF // 2 else SOCK_MIN_RCVBUF // 2
-    sk.window_clamp_user = fresh
     sk.window_clamp = fresh
     if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN or fresh == old:
         return 0
@@ -459,7 +458,7 @@ cdef inline int set_fastopen(engine_t* e, tcb_t* sk, int32_t v) noexcept nogil:
         return -E_INVAL
     fastopen_init_key_once(e)
     qlen = <uint32_t> v if v < e.cfg.somaxconn else <uint32_t> e.cfg.somaxconn
-    sk.fo_qlen_set = qlen
+    sk_opt(e, sk).fo_qlen_set = qlen
     if sk.state == TCP_LISTEN:
         lst_at(e, sk.listener).fo_max_qlen = qlen
     return 0
@@ -471,11 +470,11 @@ cdef inline int set_fastopen_key(engine_t* e, tcb_t* sk, const uint8_t* val, uin
     cdef listener_t* l
     if n != 16 and n != 32:
         return -E_INVAL
-    if sk.fo_keys == 0:
-        sk.fo_keys = pool_alloc(&e.ext)
-        if sk.fo_keys == 0:
+    if sk.opt.fo_keys == 0:
+        sk_opt(e, sk).fo_keys = pool_alloc(&e.ext)
+        if sk.opt.fo_keys == 0:
             return -E_NOMEM
-    ext = ext_at(e, sk.fo_keys)
+    ext = ext_at(e, sk.opt.fo_keys)
     memcpy(ext.fo_cookie, val, 16)
     ext.saved_syn_len = n == 32
     if n == 32:
@@ -494,7 +493,7 @@ cdef inline int set_keepidle(engine_t* e, tcb_t* sk, int32_t v) noexcept nogil:
     cdef ns_t elapsed
     if v < 1 or v > 32767:
         return -E_INVAL
-    sk.keepalive_time_s = v
+    sk_opt(e, sk).keepalive_time_s = v
     if sk.sflags & SF_KEEPOPEN and sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
         elapsed = keepalive_time_elapsed(e, sk)
         sk_reset_keepalive(e, sk, v * NS_PER_SEC - elapsed if v * NS_PER_SEC > elapsed else 0)
@@ -527,17 +526,17 @@ cdef inline int set_small_tcp(engine_t* e, tcb_t* sk, int name, int32_t v) noexc
     elif name == 5:                                 # TCP_KEEPINTVL
         if v < 1 or v > 32767:
             return -E_INVAL
-        sk.keepalive_intvl_s = v
+        sk_opt(e, sk).keepalive_intvl_s = v
     elif name == 6:                                 # TCP_KEEPCNT
         if v < 1 or v > 127:
             return -E_INVAL
-        sk.keepalive_probes = <uint8_t> v
+        sk_opt(e, sk).keepalive_probes = <uint8_t> v
     elif name == 7:                                 # TCP_SYNCNT
         if v < 1 or v > 127:
             return -E_INVAL
-        sk.syn_retries = <uint8_t> v
+        sk_opt(e, sk).syn_retries = <uint8_t> v
     elif name == 8:                                 # TCP_LINGER2
-        sk.linger2_s = -1 if v < 0 or v > 120 else v
+        sk_opt(e, sk).linger2_s = -1 if v < 0 or v > 120 else v
     elif name == 9:                                 # TCP_DEFER_ACCEPT
         sk.defer_accept = secs_to_retrans(v)
         if sk.state == TCP_LISTEN:
@@ -545,18 +544,18 @@ cdef inline int set_small_tcp(engine_t* e, tcb_t* sk, int name, int32_t v) noexc
     elif name == 16:                                # TCP_THIN_LINEAR_TIMEOUTS
         if v < 0 or v > 1:
             return -E_INVAL
-        sk.thin_lto = <uint8_t> v
+        sk_opt(e, sk).thin_lto = <uint8_t> v
     elif name == 17:                                # TCP_THIN_DUPACK: gone since 4.x, range checked
         if v < 0 or v > 1:
             return -E_INVAL
     elif name == 18:                                # TCP_USER_TIMEOUT
         if v < 0:
             return -E_INVAL
-        sk.user_timeout_ms = v
+        sk_opt(e, sk).user_timeout_ms = v
     elif name == 27:                                # TCP_SAVE_SYN
         if v < 0 or v > 2:
             return -E_INVAL
-        sk.save_syn = <uint8_t> v
+        sk_opt(e, sk).save_syn = <uint8_t> v
     elif name == 30:                                # TCP_FASTOPEN_CONNECT
         if v < 0 or v > 1:
             return -E_INVAL
@@ -576,15 +575,15 @@ cdef inline int set_small_tcp(engine_t* e, tcb_t* sk, int name, int32_t v) noexc
     elif name == 44:                                # TCP_RTO_MAX_MS
         if v < 1000 or v > 120000:
             return -E_INVAL
-        sk.rto_max_ms = v
+        sk_opt(e, sk).rto_max_ms = v
     elif name == 45:                                # TCP_RTO_MIN_US
         if v <= 0 or v > 1000000:
             return -E_INVAL
-        sk.rto_min = <ns_t> v * 1000
+        sk.rto_min_us = <uint32_t> v
     elif name == 46:                                # TCP_DELACK_MAX_US
         if v <= 0 or v > 200000:
             return -E_INVAL
-        sk.delack_max = <ns_t> v * 1000
+        sk.delack_max_us = <uint32_t> v
     elif name in (19, 20, 21, 22, 29):              # TCP_REPAIR and its kin
         return -E_PERM
     elif name in (14, 31, 32, 38, 39, 40, 41, 42):  # MD5 and AO keys, ULP: not modelled
@@ -633,17 +632,17 @@ cdef inline int set_sol_tcp(engine_t* e, tcb_t* sk, int name, const uint8_t* val
 cdef inline int get_saved_syn(engine_t* e, tcb_t* sk, uint8_t* out, uint32_t* n) noexcept nogil:
     """TCP_SAVED_SYN: read once; a buffer that is too small is EINVAL and tells the length."""
     cdef reqext_t* ext
-    if sk.saved_syn == 0:
+    if sk.opt.saved_syn == 0:
         n[0] = 0
         return 0
-    ext = ext_at(e, sk.saved_syn)
+    ext = ext_at(e, sk.opt.saved_syn)
     if n[0] < ext.saved_syn_len:
         n[0] = ext.saved_syn_len
         return -E_INVAL
     n[0] = ext.saved_syn_len
     memcpy(out, ext.saved_syn, ext.saved_syn_len)
-    pool_free(&e.ext, sk.saved_syn)
-    sk.saved_syn = 0
+    pool_free(&e.ext, sk.opt.saved_syn)
+    sk_opt(e, sk).saved_syn = 0
     return 0
 
 
@@ -677,8 +676,8 @@ cdef inline int get_fastopen_key(engine_t* e, tcb_t* sk, uint8_t* out, uint32_t*
     cdef uint32_t size = 0
     cdef reqext_t* ext
     memset(both, 0, 32)
-    if sk.fo_keys:
-        ext = ext_at(e, sk.fo_keys)
+    if sk.opt.fo_keys:
+        ext = ext_at(e, sk.opt.fo_keys)
         memcpy(both, ext.fo_cookie, 16)
         size = 16
         if ext.saved_syn_len:
@@ -709,15 +708,15 @@ cdef inline int get_sol_tcp(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint
     elif name == 3:
         v = (sk.nonagle & TCP_NAGLE_CORK) != 0
     elif name == 4:
-        v = sk.keepalive_time_s if sk.keepalive_time_s else <int32_t> e.cfg.tcp_keepalive_time
+        v = sk.opt.keepalive_time_s if sk.opt.keepalive_time_s else <int32_t> e.cfg.tcp_keepalive_time
     elif name == 5:
-        v = sk.keepalive_intvl_s if sk.keepalive_intvl_s else <int32_t> e.cfg.tcp_keepalive_intvl
+        v = sk.opt.keepalive_intvl_s if sk.opt.keepalive_intvl_s else <int32_t> e.cfg.tcp_keepalive_intvl
     elif name == 6:
-        v = sk.keepalive_probes if sk.keepalive_probes else <int32_t> e.cfg.tcp_keepalive_probes
+        v = sk.opt.keepalive_probes if sk.opt.keepalive_probes else <int32_t> e.cfg.tcp_keepalive_probes
     elif name == 7:
-        v = sk.syn_retries if sk.syn_retries else <int32_t> e.cfg.tcp_syn_retries
+        v = sk.opt.syn_retries if sk.opt.syn_retries else <int32_t> e.cfg.tcp_syn_retries
     elif name == 8:
-        v = sk.linger2_s
+        v = sk.opt.linger2_s
         if v == 0:
             v = <int32_t> e.cfg.tcp_fin_timeout
     elif name == 9:
@@ -727,19 +726,19 @@ cdef inline int get_sol_tcp(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint
     elif name == 12:
         v = sk.ack_pingpong < e.cfg.tcp_pingpong_thresh
     elif name == 16:
-        v = sk.thin_lto
+        v = sk.opt.thin_lto
     elif name == 17 or name == 19 or name == 37:
         v = 0
     elif name == 18:
-        v = sk.user_timeout_ms
+        v = sk.opt.user_timeout_ms
     elif name == 23:
-        v = lst_at(e, sk.listener).fo_max_qlen if sk.state == TCP_LISTEN else sk.fo_qlen_set
+        v = lst_at(e, sk.listener).fo_max_qlen if sk.state == TCP_LISTEN else sk.opt.fo_qlen_set
     elif name == 24:                                # TCP_TIMESTAMP
         v = <int32_t> (<uint32_t> (e.now // 1000000) + sk.ts_offset)
     elif name == 25:
         v = sk.notsent_lowat
     elif name == 27:
-        v = sk.save_syn
+        v = sk.opt.save_syn
     elif name == 30:
         v = sk.fastopen_connect
     elif name == 34:
@@ -749,11 +748,11 @@ cdef inline int get_sol_tcp(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint
     elif name == 43:                                # TCP_IS_MPTCP
         v = 0
     elif name == 44:
-        v = sk.rto_max_ms if sk.rto_max_ms else <int32_t> e.cfg.tcp_rto_max_ms
+        v = sk.opt.rto_max_ms if sk.opt.rto_max_ms else <int32_t> e.cfg.tcp_rto_max_ms
     elif name == 45:
-        v = <int32_t> (sk.rto_min // 1000)
+        v = <int32_t> sk.rto_min_us
     elif name == 46:
-        v = <int32_t> (sk.delack_max // 1000)
+        v = <int32_t> sk.delack_max_us
     else:
         return -E_NOPROTOOPT
     return put_int(out, n, v)

@@ -186,6 +186,9 @@ cdef struct engine_t:
     pool_t srec
     pool_t rrec
     pool_t ext                  # reqext_t
+    pool_t opt                  # skopt_t
+    pool_t los                  # sklos_t
+    pool_t ca                   # CA_EXT_WORDS words of a congestion control
     pool_t wait                 # waiter_t
     pool_t frag
     pool_t pmtu

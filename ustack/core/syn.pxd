@@ -15,7 +15,7 @@ from ustack.core.sendq cimport (
     sq_alloc, sq_append, sq_link_after, sq_rtx_head, sq_unlink_free, tcp_chrono_start, tcp_set_tso_segs, tcp_write_queue_purge,
 )
 from ustack.core.seqno cimport u32_min
-from ustack.core.sock cimport ext_at, sr_at, tcp_reset_xmit_timer
+from ustack.core.sock cimport ext_at, sk_los, sk_set_cc, sr_at, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpActiveOpens, MIB_TcpExtTCPOrigDataSent, mib_inc
 from ustack.core.tcb cimport (
@@ -42,7 +42,7 @@ cdef inline void connect_init_route(engine_t* e, tcb_t* sk) noexcept nogil:
     tcp_mtup_init(e, sk)
     tcp_sync_mss(e, sk, route_mtu(e, sk))
     if rt != NULL and rt.cc:
-        sk.cc = rt.cc - 1
+        sk_set_cc(e, sk, rt.cc - 1)
         sk.cc_user = 1
     if sk.window_clamp == 0 and rt != NULL:
         sk.window_clamp = rt.window
@@ -83,10 +83,11 @@ cdef inline void tcp_connect_init(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.sacked_out = 0
     sk.undo_marker = 0
     sk.undo_retrans = -1
-    sk.rto_stamp = 0
-    sk.total_rto = 0
-    sk.total_rto_recoveries = 0
-    sk.total_rto_time_ms = 0
+    if sk.los.idx:
+        sk_los(e, sk).rto_stamp = 0
+        sk_los(e, sk).total_rto = 0
+        sk_los(e, sk).total_rto_recoveries = 0
+        sk_los(e, sk).total_rto_time_ms = 0
 
 
 # ---- the SYN ---------------------------------------------------------------------------------------------------------------------
@@ -181,8 +182,8 @@ cdef inline int tcp_connect(engine_t* e, tcb_t* sk) noexcept nogil:
         return -E_NOBUFS
     sk.retrans_stamp = e.now if e.now else 1
     tcp_ecn_send_syn(e, sk, sr_at(e, syn))
-    if sk.fo_ext:
-        err = tcp_send_syn_data(e, sk, syn, ext_at(e, sk.fo_ext))
+    if sk.opt.fo_ext:
+        err = tcp_send_syn_data(e, sk, syn, ext_at(e, sk.opt.fo_ext))
         tcp_free_fastopen_req(e, sk)        # no option in a retransmission
     else:
         err = tcp_transmit_skb(e, sk, syn)

@@ -132,7 +132,7 @@ cdef inline void tcp_finish_connect(engine_t* e, tcb_t* sk) noexcept nogil:
 
 
 cdef inline ns_t keepalive_time_when_(engine_t* e, const tcb_t* sk) noexcept nogil:
-    return (sk.keepalive_time_s if sk.keepalive_time_s else e.cfg.tcp_keepalive_time) * 1000 * NS_PER_MS
+    return (sk.opt.keepalive_time_s if sk.opt.keepalive_time_s else e.cfg.tcp_keepalive_time) * 1000 * NS_PER_MS
 
 
 cdef inline void synack_variables_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:

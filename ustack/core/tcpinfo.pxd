@@ -5,10 +5,11 @@
 from libc.string cimport memset
 
 from ustack.core.types cimport (
-    NS_PER_US, TCP_LISTEN, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    NS_PER_MS, NS_PER_US, TCP_LISTEN, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.records cimport listener_t
 from ustack.core.rtt cimport minmax_get
+from ustack.core.seqno cimport i64_min
 from ustack.core.sock cimport lst_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
@@ -33,10 +34,10 @@ cdef inline uint32_t ms_since(engine_t* e, ns_t t) noexcept nogil:
 
 
 cdef inline uint64_t chrono_us(engine_t* e, tcb_t* sk, int chrono) noexcept nogil:
-    cdef ns_t total = sk.chrono_stat[chrono - 1]
+    cdef uint32_t total = sk.chrono_stat[chrono - 1]
     if sk.chrono_type == chrono:
-        total += e.now - sk.chrono_start
-    return <uint64_t> (total // NS_PER_US)
+        total += <uint32_t> (e.now // NS_PER_MS) - sk.chrono_start
+    return <uint64_t> total * 1000
 
 
 cdef inline uint64_t delivery_rate(tcb_t* sk) noexcept nogil:
@@ -57,7 +58,7 @@ cdef inline void tcp_get_info(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil
     memset(p, 0, TCP_INFO_SIZE)
     p[0] = sk.state
     put_u64(p, 104, sk.pacing_rate)
-    put_u64(p, 112, sk.max_pacing_rate)
+    put_u64(p, 112, sk.opt.max_pacing_rate)
     put_u32(p, 88, sk.reordering)
     put_u32(p, 80, sk.snd_cwnd)
     if sk.state == TCP_LISTEN:
@@ -87,7 +88,7 @@ cdef inline void tcp_get_info(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil
     p[5] = options
     p[7] = sk.rate_app_limited | (sk.fo_client_fail << 1)
     put_u32(p, 8, sk.rto // NS_PER_US)
-    put_u32(p, 12, (sk.ato if sk.ato < sk.delack_max else sk.delack_max) // NS_PER_US)
+    put_u32(p, 12, i64_min(sk.ato // NS_PER_US, sk.delack_max_us))
     put_u32(p, 16, sk.mss_cache)
     put_u32(p, 20, sk.rcv_mss)
     put_u32(p, 24, sk.packets_out)
@@ -125,16 +126,16 @@ cdef inline void tcp_get_info(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil
     put_u32(p, 192, sk.delivered)
     put_u32(p, 196, sk.delivered_ce)
     put_u64(p, 200, sk.bytes_sent)
-    put_u64(p, 208, sk.bytes_retrans)
-    put_u32(p, 216, sk.dsack_dups)
-    put_u32(p, 220, sk.reord_seen)
-    put_u32(p, 224, sk.rcv_ooopack)
+    put_u64(p, 208, sk.los.bytes_retrans)
+    put_u32(p, 216, sk.los.dsack_dups)
+    put_u32(p, 220, sk.los.reord_seen)
+    put_u32(p, 224, sk.los.rcv_ooopack)
     put_u32(p, 228, sk.snd_wnd)
     put_u32(p, 232, sk.rcv_wnd - (sk.rcv_nxt - sk.rcv_wup))
-    put_u32(p, 236, sk.timeout_rehash)
-    (<uint16_t*> (p + 240))[0] = sk.total_rto
-    (<uint16_t*> (p + 242))[0] = sk.total_rto_recoveries
-    put_u32(p, 244, sk.total_rto_time_ms)
+    put_u32(p, 236, sk.los.timeout_rehash)
+    (<uint16_t*> (p + 240))[0] = sk.los.total_rto
+    (<uint16_t*> (p + 242))[0] = sk.los.total_rto_recoveries
+    put_u32(p, 244, sk.los.total_rto_time_ms)
 
 
 cdef inline void sk_get_meminfo(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil:

@@ -19,7 +19,7 @@ from ustack.core.sendq cimport (
     SOCK_MIN_SNDBUF, sq_rtx_head, sq_wq_empty, tcp_is_sack, tcp_packets_in_flight, tcp_write_queue_purge,
 )
 from ustack.core.seqno cimport i64_max, i64_min, ilog2_u32
-from ustack.core.sock cimport ext_at, jiffies_up, sk_error_report, sk_reset_keepalive, sr_at, tcp_done, tcp_reset_xmit_timer
+from ustack.core.sock cimport ext_at, jiffies_up, sk_error_report, sk_los, sk_reset_keepalive, sr_at, tcp_done, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPAbortOnMemory, MIB_TcpExtTCPAbortOnTimeout, MIB_TcpExtTCPKeepAlive, MIB_TcpExtTCPLossFailures,
@@ -120,7 +120,7 @@ cdef inline bint tcp_write_timeout(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef bint expired = False
     cdef int retry_until
     if tcp_in_handshake(sk):
-        retry_until = sk.syn_retries if sk.syn_retries else <int> e.cfg.tcp_syn_retries
+        retry_until = sk.opt.syn_retries if sk.opt.syn_retries else <int> e.cfg.tcp_syn_retries
         expired = sk.retransmits >= retry_until + (<int> e.cfg.tcp_syn_linear_timeouts if sk.state == TCP_SYN_SENT else 0)
     else:
         if retransmits_timed_out(e, sk, <int> e.cfg.tcp_retries1, 0):
@@ -130,12 +130,12 @@ cdef inline bint tcp_write_timeout(engine_t* e, tcb_t* sk) noexcept nogil:
         if sk.sflags & SF_DEAD and orphan_gives_up(e, sk, &retry_until):
             return True
     if not expired:
-        expired = retransmits_timed_out(e, sk, retry_until, sk.user_timeout_ms)
+        expired = retransmits_timed_out(e, sk, retry_until, sk.opt.user_timeout_ms)
     tcp_fastopen_active_detect_blackhole(e, sk, expired)
     if expired:
         tcp_write_err(e, sk)
         return True
-    sk.timeout_rehash += 1
+    sk_los(e, sk).timeout_rehash += 1
     mib_inc(&e.stats, MIB_TcpExtTcpTimeoutRehash)
     return False
 
@@ -144,7 +144,7 @@ cdef inline bint tcp_write_timeout(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline bint tcp_rtx_probe0_timed_out(engine_t* e, const tcb_t* sk, ns_t since_first) noexcept nogil:
     """The peer has shrunk its window to nothing: it may do so for long, as long as it speaks."""
     cdef ns_t timeout = 2 * tcp_rto_max(e, sk)
-    cdef ns_t user = <ns_t> sk.user_timeout_ms * NS_PER_MS
+    cdef ns_t user = <ns_t> sk.opt.user_timeout_ms * NS_PER_MS
     if user:
         if since_first > user:
             return True
@@ -154,9 +154,9 @@ cdef inline bint tcp_rtx_probe0_timed_out(engine_t* e, const tcb_t* sk, ns_t sin
 
 cdef inline ns_t tcp_clamp_rto_to_user_timeout(engine_t* e, const tcb_t* sk) noexcept nogil:
     cdef int64_t left
-    if sk.user_timeout_ms == 0:
+    if sk.opt.user_timeout_ms == 0:
         return sk.rto
-    left = <int64_t> sk.user_timeout_ms - <int> (tcp_ts_of(e, e.now) - tcp_ts_of(e, sk.retrans_stamp))
+    left = <int64_t> sk.opt.user_timeout_ms - <int> (tcp_ts_of(e, e.now) - tcp_ts_of(e, sk.retrans_stamp))
     if left <= 0:
         return e.tick
     return i64_min(sk.rto, jiffies_up(e, left * NS_PER_MS))
@@ -164,10 +164,10 @@ cdef inline ns_t tcp_clamp_rto_to_user_timeout(engine_t* e, const tcb_t* sk) noe
 
 cdef inline void tcp_update_rto_stats(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.retransmits == 0:
-        sk.total_rto_recoveries += 1
-        sk.rto_stamp = e.now
+        sk_los(e, sk).total_rto_recoveries += 1
+        sk_los(e, sk).rto_stamp = e.now
     sk.retransmits += 1
-    sk.total_rto += 1
+    sk_los(e, sk).total_rto += 1
 
 
 cdef inline void count_first_timeout(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -188,11 +188,11 @@ cdef inline bint tcp_stream_is_thin(const tcb_t* sk) noexcept nogil:
 cdef inline void rto_backoff(engine_t* e, tcb_t* sk) noexcept nogil:
     """Double the RTO; not for thin streams that ask for it, and not for the first SYNs."""
     cdef ns_t top = tcp_rto_max(e, sk)
-    if (sk.state == TCP_ESTABLISHED and (sk.thin_lto or e.cfg.tcp_thin_linear_timeouts) and tcp_stream_is_thin(sk)
+    if (sk.state == TCP_ESTABLISHED and (sk.opt.thin_lto or e.cfg.tcp_thin_linear_timeouts) and tcp_stream_is_thin(sk)
             and sk.retransmits <= THIN_LINEAR_RETRIES):
         sk.backoff = 0
         sk.rto = rtt_rto(&sk.rtt, e.tick, sk_rto_min(e, sk), top)
-    elif sk.state != TCP_SYN_SENT or sk.total_rto > e.cfg.tcp_syn_linear_timeouts:
+    elif sk.state != TCP_SYN_SENT or sk.los.total_rto > e.cfg.tcp_syn_linear_timeouts:
         sk.backoff += 1
         sk.rto = i64_min(sk.rto << 1, top)
     tcp_reset_xmit_timer(e, sk, ICSK_TIME_RETRANS, tcp_clamp_rto_to_user_timeout(e, sk))
@@ -235,7 +235,7 @@ cdef inline void tcp_retransmit_timer(engine_t* e, tcb_t* sk) noexcept nogil:
 
 cdef inline void tcp_fastopen_synack_rto(engine_t* e, tcb_t* sk) noexcept nogil:
     """The SYN-ACK of a Fast Open child (facts I10): one try more than others get, since the application may hold it already."""
-    cdef int limit = sk.syn_retries if sk.syn_retries else <int> e.cfg.tcp_synack_retries + 1
+    cdef int limit = sk.opt.syn_retries if sk.opt.syn_retries else <int> e.cfg.tcp_synack_retries + 1
     cdef reqext_t* ext = ext_at(e, sk.fastopen_rsk)
     mib_inc(&e.stats, MIB_TcpExtTCPTimeouts)
     if ext.num_timeout >= limit:
@@ -262,7 +262,7 @@ cdef inline void tcp_probe_timer(engine_t* e, tcb_t* sk) noexcept nogil:
         return
     if sk.probes_tstamp == 0:
         sk.probes_tstamp = e.now if e.now else 1
-    elif sk.user_timeout_ms and e.now - sk.probes_tstamp >= <ns_t> sk.user_timeout_ms * NS_PER_MS:
+    elif sk.opt.user_timeout_ms and e.now - sk.probes_tstamp >= <ns_t> sk.opt.user_timeout_ms * NS_PER_MS:
         tcp_write_err(e, sk)
         return
     if sk.sflags & SF_DEAD:
@@ -298,15 +298,15 @@ cdef inline void tcp_write_timer(engine_t* e, tcb_t* sk) noexcept nogil:
 
 # ---- keepalive timer -------------------------------------------------------------------------------------------------------------
 cdef inline ns_t keepalive_time_when(engine_t* e, const tcb_t* sk) noexcept nogil:
-    return <ns_t> (sk.keepalive_time_s if sk.keepalive_time_s else e.cfg.tcp_keepalive_time) * NS_PER_SEC
+    return <ns_t> (sk.opt.keepalive_time_s if sk.opt.keepalive_time_s else e.cfg.tcp_keepalive_time) * NS_PER_SEC
 
 
 cdef inline ns_t keepalive_intvl_when(engine_t* e, const tcb_t* sk) noexcept nogil:
-    return <ns_t> (sk.keepalive_intvl_s if sk.keepalive_intvl_s else e.cfg.tcp_keepalive_intvl) * NS_PER_SEC
+    return <ns_t> (sk.opt.keepalive_intvl_s if sk.opt.keepalive_intvl_s else e.cfg.tcp_keepalive_intvl) * NS_PER_SEC
 
 
 cdef inline int keepalive_probes(engine_t* e, const tcb_t* sk) noexcept nogil:
-    return sk.keepalive_probes if sk.keepalive_probes else <int> e.cfg.tcp_keepalive_probes
+    return sk.opt.keepalive_probes if sk.opt.keepalive_probes else <int> e.cfg.tcp_keepalive_probes
 
 
 cdef inline ns_t keepalive_time_elapsed(engine_t* e, const tcb_t* sk) noexcept nogil:
@@ -315,15 +315,15 @@ cdef inline ns_t keepalive_time_elapsed(engine_t* e, const tcb_t* sk) noexcept n
 
 
 cdef inline bint keepalive_expired(engine_t* e, const tcb_t* sk, ns_t elapsed) noexcept nogil:
-    if sk.user_timeout_ms:
-        return elapsed >= <ns_t> sk.user_timeout_ms * NS_PER_MS and sk.probes_out > 0
+    if sk.opt.user_timeout_ms:
+        return elapsed >= <ns_t> sk.opt.user_timeout_ms * NS_PER_MS and sk.probes_out > 0
     return sk.probes_out >= keepalive_probes(e, sk)
 
 
 cdef inline bint finwait2_over(engine_t* e, tcb_t* sk) noexcept nogil:
     """An orphan in FIN_WAIT2 has outlived what exceeds the TIME_WAIT length (facts H7): the rest is a record's."""
     cdef ns_t rest
-    if sk.linger2_s >= 0:
+    if sk.opt.linger2_s >= 0:
         rest = tcp_fin_time(e, sk) - TIMEWAIT_S * NS_PER_SEC
         if rest > 0:
             tcp_time_wait(e, sk, TCP_FIN_WAIT2, rest)

@@ -37,7 +37,7 @@ cdef enum:
 
 cdef inline ns_t tcp_fin_time(engine_t* e, tcb_t* sk) noexcept nogil:
     # How long an orphan stays in FIN_WAIT2: TCP_LINGER2 or tcp_fin_timeout, at least 3.5 RTO.
-    cdef ns_t t = <ns_t>(sk.linger2_s if sk.linger2_s != 0 else e.cfg.tcp_fin_timeout) * NS_PER_SEC
+    cdef ns_t t = <ns_t>(sk.opt.linger2_s if sk.opt.linger2_s != 0 else e.cfg.tcp_fin_timeout) * NS_PER_SEC
     cdef ns_t floor = (sk.rto << 2) - (sk.rto >> 1)
     return t if t > floor else floor
 
@@ -80,7 +80,7 @@ cdef inline void tw_fill_(engine_t* e, tw_t* tw, tcb_t* sk, int state) noexcept 
     tw.ts_offset = sk.ts_offset
     tw.entry_stamp_ms = tcp_clock_ms(e)
     tw.tos = sk.tos
-    tw.uid = sk.uid
+    tw.uid = sk.opt.uid
     if sk.sflags & SF_REUSEADDR:
         tw.reuse |= TW_REUSEADDR
     if sk.sflags & SF_REUSEPORT:

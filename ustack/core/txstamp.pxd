@@ -33,7 +33,7 @@ cdef inline void tcp_tx_timestamp(engine_t* e, tcb_t* sk) noexcept nogil:
     """End of a send call: its last byte is to be stamped as SO_TIMESTAMPING says."""
     cdef idx_t i = sq_wq_tail(sk)
     cdef srec_t* r
-    cdef uint32_t want = sk.tsflags
+    cdef uint32_t want = sk.opt.tsflags
     cdef uint8_t flags = 0
     if i == 0 or not want & (SOF_TX_SOFTWARE | SOF_TX_SCHED | SOF_TX_ACK):
         return
@@ -49,7 +49,7 @@ cdef inline void tcp_tx_timestamp(engine_t* e, tcb_t* sk) noexcept nogil:
 
 
 cdef inline void tstamp_report_(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t what) noexcept nogil:
-    errq_put(e, sk, E_NOMSG, SO_EE_ORIGIN_TIMESTAMPING, what, r.tskey - sk.tskey if sk.tsflags & SOF_OPT_ID else 0)
+    errq_put(e, sk, E_NOMSG, SO_EE_ORIGIN_TIMESTAMPING, what, r.tskey - sk.opt.tskey if sk.opt.tsflags & SOF_OPT_ID else 0)
 
 
 cdef inline void tcp_sent_tstamp(engine_t* e, tcb_t* sk, const srec_t* r) noexcept nogil:

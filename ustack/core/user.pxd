@@ -24,10 +24,10 @@ from ustack.core.rtt cimport minmax_reset
 from ustack.core.seqno cimport before
 from ustack.core.sendq cimport tcp_write_queue_purge
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, POLLRDNORM, POLLWRNORM, SHUTDOWN_MASK, ext_at,
-    fastopen_remove, lst_at, sk_alloc, sk_at, sk_destroy, sk_error_report, sk_fport, sk_lport, sk_orphan,
-    sk_reset_keepalive, sk_set_ports, sk_set_state, sk_state_change, sk_stream_is_writeable,
-    tcp_clear_xmit_timers, tcp_fastopen_active_disable_ofo_check, wait_at, waiter_unlink,
+    POLLERR, POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, POLLRDNORM, POLLWRNORM, SHUTDOWN_MASK, ext_at, fastopen_remove, lst_at,
+    sk_alloc, sk_at, sk_destroy, sk_error_report, sk_fport, sk_los_put, sk_lport, sk_opt, sk_orphan, sk_reset_keepalive,
+    sk_set_ports, sk_set_state, sk_state_change, sk_stream_is_writeable, tcp_clear_xmit_timers,
+    tcp_fastopen_active_disable_ofo_check, wait_at, waiter_unlink,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
@@ -93,13 +93,12 @@ cdef inline int user_listen(engine_t* e, tcb_t* sk, int64_t backlog) noexcept no
         return -E_INVAL
     if sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
         return -E_INVAL
-    sk.backlog = <int32_t> n
     if sk.state == TCP_LISTEN:
         lst_at(e, sk.listener).maxq = <int32_t> n
         return 0
     if (e.cfg.tcp_fastopen & TFO_SERVER_WO_SOCKOPT1 and e.cfg.tcp_fastopen & TFO_SERVER_ENABLE
-            and sk.fo_qlen_set == 0):
-        sk.fo_qlen_set = n
+            and sk.opt.fo_qlen_set == 0):
+        sk_opt(e, sk).fo_qlen_set = n
         fastopen_init_key_once(e)
     return listen_start(e, sk, <int32_t> n)
 
@@ -150,7 +149,7 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.probes_out = 0
     sk.probes_tstamp = 0
     sk.rto = NS_PER_SEC
-    sk.rto_min = e.cfg.tcp_rto_min_us * 1000
+    sk.rto_min_us = <uint32_t> e.cfg.tcp_rto_min_us
     sk.snd_ssthresh = TCP_INFINITE_SSTHRESH
     sk.snd_cwnd_cnt = 0
     sk.is_cwnd_limited = 0
@@ -177,6 +176,7 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.snd_wscale = 0
     sk.rcv_wscale = 0
     sk.num_sacks = 0
+    sk_los_put(e, sk)
     sk.rx_dsack = 0
     sk.saw_tstamp = 0
     sk.ts_recent = 0
@@ -192,15 +192,11 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.bytes_sent = 0
     sk.bytes_acked = 0
     sk.bytes_received = 0
-    sk.bytes_retrans = 0
     sk.segs_in = 0
     sk.segs_out = 0
     sk.data_segs_in = 0
     sk.data_segs_out = 0
-    sk.dsack_dups = 0
-    sk.reord_seen = 0
     sk.reordering_seen = 0
-    sk.rcv_ooopack = 0
     sk.app_limited = 0xffffffffUL
     sk.rack_mstamp = 0
     sk.rack_advanced = 0
@@ -364,13 +360,13 @@ cdef inline ns_t user_close(engine_t* e, tcb_t* sk) noexcept nogil:
         mib_inc(&e.stats, MIB_TcpExtTCPAbortOnClose)
         sk_set_state(e, sk, TCP_CLOSE)
         tcp_send_active_reset(e, sk)
-    elif sk.sflags & SF_LINGER and sk.linger_s == 0:
+    elif sk.sflags & SF_LINGER and sk.opt.linger_s == 0:
         tcp_disconnect(e, sk)
         mib_inc(&e.stats, MIB_TcpExtTCPAbortOnData)
     elif tcp_close_state(e, sk):
         tcp_send_fin(e, sk)
-    if sk.sflags & SF_LINGER and sk.linger_s and close_is_lingering(sk):
-        return <ns_t> sk.linger_s * NS_PER_SEC
+    if sk.sflags & SF_LINGER and sk.opt.linger_s and close_is_lingering(sk):
+        return <ns_t> sk.opt.linger_s * NS_PER_SEC
     return 0
 
 
@@ -379,7 +375,7 @@ cdef inline void user_close_finish(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef ns_t tmo
     sk_orphan(e, sk)
     if sk.state == TCP_FIN_WAIT2:
-        if sk.linger2_s < 0:
+        if sk.opt.linger2_s < 0:
             sk_set_state(e, sk, TCP_CLOSE)
             tcp_send_active_reset(e, sk)
             mib_inc(&e.stats, MIB_TcpExtTCPAbortOnLinger)
@@ -439,7 +435,7 @@ cdef inline uint32_t user_poll(engine_t* e, tcb_t* sk) noexcept nogil:
             mask |= POLLPRI
     elif sk.state == TCP_SYN_SENT and sk.defer_connect:
         mask |= POLLOUT | POLLWRNORM
-    if sk.sk_err or sk.errq_head:
+    if sk.sk_err or sk.opt.errq_head:
         mask |= POLLERR
     return mask
 

@@ -20,7 +20,7 @@ from ustack.core.paws cimport tcp_oow_rate_limited, tcp_paws_check
 from ustack.core.rcvfin cimport tcp_reset
 from ustack.core.rcvwin cimport tcp_receive_window
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport tcp_clock_s, tcp_fastopen_active_disable
+from ustack.core.sock cimport sk_los, tcp_clock_s, tcp_fastopen_active_disable
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtBeyondWindow, MIB_TcpExtDelayedACKLost, MIB_TcpExtPAWSEstab, MIB_TcpExtPAWSOldAck,
@@ -113,10 +113,10 @@ cdef inline bint rst_matches_(const tcb_t* sk, const seg_t* s) noexcept nogil:
         return True
     if sk.sack_ok == 0 or sk.num_sacks == 0:
         return False
-    edge = sk.selective_acks[0].end
+    edge = sk.los.selective_acks[0].end
     for i in range(1, sk.num_sacks):
-        if after(sk.selective_acks[i].end, edge):
-            edge = sk.selective_acks[i].end
+        if after(sk.los.selective_acks[i].end, edge):
+            edge = sk.los.selective_acks[i].end
     return s.seq == edge
 
 
@@ -155,7 +155,7 @@ cdef inline int paws_fail_(engine_t* e, tcb_t* sk, const seg_t* s, int reason) n
         mib_inc(&e.stats, MIB_TcpExtPAWSOldAck)
         return sk_drop_(sk, reason)
     mib_inc(&e.stats, MIB_TcpExtPAWSEstab)
-    if not tcp_oow_rate_limited(e, s, MIB_TcpExtTCPACKSkippedPAWS, &sk.last_oow_ack):
+    if not tcp_oow_rate_limited(e, s, MIB_TcpExtTCPACKSkippedPAWS, &sk_los(e, sk).last_oow_ack):
         tcp_send_dupack(e, sk, s)
     return sk_drop_(sk, reason)
 
@@ -169,7 +169,7 @@ cdef inline int sequence_fail_(engine_t* e, tcb_t* sk, const seg_t* s, int reaso
         return syn_challenge_(e, sk, syn_inerr)
     if reason != DROP_TCP_OLD_SEQUENCE:
         mib_inc(&e.stats, MIB_TcpExtBeyondWindow)
-    if not tcp_oow_rate_limited(e, s, MIB_TcpExtTCPACKSkippedSeq, &sk.last_oow_ack):
+    if not tcp_oow_rate_limited(e, s, MIB_TcpExtTCPACKSkippedSeq, &sk_los(e, sk).last_oow_ack):
         tcp_send_dupack(e, sk, s)
     return sk_drop_(sk, reason)
 

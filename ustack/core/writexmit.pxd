@@ -17,7 +17,7 @@ from ustack.core.sendq cimport (
     tcp_chrono_stop, tcp_is_sack, tcp_packets_in_flight, tcp_set_tso_segs, tcp_urg_mode, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, i64_min, u32_max, u32_min
-from ustack.core.sock cimport jiffies_up, sr_at
+from ustack.core.sock cimport jiffies_up, sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPOrigDataSent, mib_add
 from ustack.core.tcb cimport (
@@ -204,8 +204,8 @@ cdef inline void mtu_probe_sent(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef srec_t* r = sr_at(e, sk.send_head)
     tcp_event_new_data_sent(e, sk, sk.send_head)
     sk.mtup_probe_size = <uint16_t> tcp_mss_to_mtu(sk, <int> r.len)
-    sk.mtup_probe_seq_start = r.seq
-    sk.mtup_probe_seq_end = r.end_seq
+    sk_los(e, sk).mtup_probe_seq_start = r.seq
+    sk_los(e, sk).mtup_probe_seq_end = r.end_seq
 
 
 cdef inline bint xmit_prepare(engine_t* e, tcb_t* sk, idx_t i, uint32_t mss, uint32_t nonagle, int push_one, uint32_t quota,

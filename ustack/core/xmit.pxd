@@ -23,7 +23,9 @@ from ustack.core.ring cimport ring_ranges
 from ustack.core.route cimport RT_LOCAL, sk_advmss, sk_dont_fragment, sk_route, sk_rt
 from ustack.core.sendq cimport sq_ts_to_tail, sr_payload_seq, tcp_packets_in_flight, tcp_urg_mode, tcp_wnd_end
 from ustack.core.seqno cimport after, before, u32_min
-from ustack.core.sock cimport ext_at, jiffies_up, sk_clear_delack, sk_fport, sk_lport, sr_at, tcp_reset_xmit_timer
+from ustack.core.sock cimport (
+    ext_at, jiffies_up, sk_clear_delack, sk_compack_id, sk_fport, sk_los, sk_lport, sk_pace_id, sr_at, tcp_reset_xmit_timer,
+)
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport (
     MIB_IpOutNoRoutes, MIB_TcpExtTCPAbortFailed, MIB_TcpExtTCPAckCompressed, MIB_TcpOutRsts, MIB_TcpOutSegs, mib_add, mib_inc,
@@ -32,8 +34,8 @@ from ustack.core.tcb cimport (
     ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
 )
 from ustack.core.types cimport (
-    E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, REF_SHIFT, TCP_CLOSE, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_PSH, TH_RST, TH_SYN, TH_URG,
-    TM_COMPACK, TM_PACE, idx_t, int64_t, ns_t, sackblk_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_PSH, TH_RST, TH_SYN, TH_URG,
+    idx_t, int64_t, ns_t, sackblk_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
 from ustack.core.wire cimport (
@@ -83,7 +85,7 @@ cdef inline void tcp_event_ack_sent(engine_t* e, tcb_t* sk, uint32_t rcv_nxt) no
     if sk.compressed_ack:
         mib_add(&e.stats, MIB_TcpExtTCPAckCompressed, sk.compressed_ack)
         sk.compressed_ack = 0
-        wheel_disarm(&e.wheel, (<uint32_t> TM_COMPACK << REF_SHIFT) | sk.idx)
+        wheel_disarm(&e.wheel, sk_compack_id(sk))
     if rcv_nxt != sk.rcv_nxt:
         return
     tcp_dec_quickack_mode(sk)
@@ -124,8 +126,8 @@ cdef inline uint32_t tcp_syn_options(engine_t* e, tcb_t* sk, ns_t stamp, uint8_t
         n += wire_opt_sackperm_nop(p + n)
     if e.cfg.tcp_window_scaling:
         n += wire_opt_wscale_nop(p + n, sk.rcv_wscale)
-    if sk.fo_ext:
-        fo = ext_at(e, sk.fo_ext)
+    if sk.opt.fo_ext:
+        fo = ext_at(e, sk.opt.fo_ext)
         if fo.fo_len != FO_NO_OPTION and n + wire_opt_fastopen_len(fo.fo_len, fo.fo_exp) <= MAX_TCP_OPTION_SPACE:
             n += wire_opt_fastopen(p + n, fo.fo_cookie, fo.fo_len, fo.fo_exp)
             sk.syn_fastopen = 1
@@ -146,10 +148,10 @@ cdef inline uint32_t tcp_established_options(engine_t* e, tcb_t* sk, ns_t stamp,
     if k == 0:
         return n
     if sk.rx_dsack:
-        blocks[0] = sk.duplicate_sack
+        blocks[0] = sk.los.duplicate_sack
         i = 1
     for j in range(sk.num_sacks):
-        blocks[i + j] = sk.selective_acks[j]
+        blocks[i + j] = sk.los.selective_acks[j]
     sk.rx_dsack = 0
     return n + wire_opt_sack(p + n, blocks, k)
 
@@ -207,8 +209,8 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
         return -E_HOSTUNREACH
     if e.tx_refuse:
         return 1
-    if sk.ip_opt:
-        x = ext_at(e, sk.ip_opt)
+    if sk.opt.ip_opt:
+        x = ext_at(e, sk.opt.ip_opt)
         if x.ipopt_time:
             put32(&x.ipopt[x.ipopt_time], inet_current_timestamp(e))
     f = ipout_frame(e, sk.en.laddr, sk.en.faddr, doff + r.len, sk.inet_id, sk_dont_fragment(e, sk), sk_out_ttl(e, sk), IPPROTO_TCP,
@@ -343,6 +345,7 @@ cdef inline bint tcp_pacing_check(engine_t* e, tcb_t* sk) noexcept nogil:
     """Must the next transmission wait for its time? Then the pacing timer is on."""
     if not sk.pacing_needed or sk.tcp_wstamp <= e.now:
         return False
-    if not wheel_armed(&e.wheel, (<uint32_t> TM_PACE << REF_SHIFT) | sk.idx):
-        wheel_arm(&e.wheel, (<uint32_t> TM_PACE << REF_SHIFT) | sk.idx, sk.tcp_wstamp)
+    if not wheel_armed(&e.wheel, sk_pace_id(sk)):
+        sk_los(e, sk)
+        wheel_arm(&e.wheel, sk_pace_id(sk), sk.tcp_wstamp)
     return True
