@@ -13,7 +13,7 @@
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
 
-enum { BUFFER = 1 << 18, MOST_DEPTH = 64, HOLD_AT_ONCE = 64, MOST_SECONDS = 120, REFUSED_PAUSE_US = 200 };
+enum { BUFFER = 1 << 18, MOST_DEPTH = 64, HOLD_AT_ONCE = 64, MOST_SECONDS = 120, REFUSED_PAUSE_US = 200, WARM_UP = 10 };
 
 #define GET_LAST "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 #define GET_KEEP "GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -91,7 +91,7 @@ static void echo(void)
 		while (recv(fd, &byte, 1, 0) != 1)
 			if (errno != EAGAIN || stopped)
 				fail("recv");
-		if (n > 50)
+		if (n >= WARM_UP)
 			latency_add(&latencies, now_ns() - before);
 	}
 	printf("{\"per_s\": %.1f", n / (now_s() - start));

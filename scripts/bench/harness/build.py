@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,84 @@ def ustack() -> Path:
     env = {"USTACK_BENCH": "1", "USTACK_FAST": "", "USTACK_DEBUG": "", "USTACK_SANITIZE": "", "USTACK_COVERAGE": "", "USTACK_CTEST": ""}
     _make([sys.executable, "setup.py", "-q", "build", "--build-base", OUT], cwd=TOP, env=env)
     return OUT / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+
+# ---- other stacks -------------------------------------------------------------------------------------------------------------
+def _debian_source(name: str, version: str) -> Path:
+    """A Debian source package, unpacked. Asked for through apt state of its own, as most machines list no source packages."""
+    place = OUT / f"{name}-{version}"
+    if place.exists():
+        return place
+    _tool("apt-get")
+    _tool("dpkg-source")
+    state = OUT / "apt"
+    parts = state / "sources"
+    for folder in (parts, state / "lists" / "partial", state / "cache" / "archives" / "partial"):
+        folder.mkdir(parents=True, exist_ok=True)
+    etc = Path("/etc/apt")
+    for path in [etc / "sources.list", *etc.glob("sources.list.d/*.list"), *etc.glob("sources.list.d/*.sources")]:
+        if path.exists():
+            lines = path.read_text().splitlines()
+            lines = [("deb-src" + x[3:] if x.startswith("deb ") else "Types: deb-src" if x.startswith("Types:") else x) for x in lines]
+            (parts / path.name).write_text("\n".join(lines) + "\n")
+    options = ["-qq", "-o", "Dir::Etc::SourceList=/dev/null", "-o", f"Dir::Etc::SourceParts={parts}", "-o", f"Dir::State::Lists={state / 'lists'}",
+               "-o", f"Dir::Cache={state / 'cache'}", "-o", "APT::Sandbox::User=root"]
+    _make(["apt-get", *options, "update"])
+    _make(["apt-get", *options, "--download-only", "source", f"{name}={version}"], cwd=state)
+    (package,) = state.glob(f"{name}_*.dsc")
+    _make(["dpkg-source", "--no-check", "-x", package, place], cwd=state)
+    return place
+
+
+def lwip() -> str:
+    """lwIP's server, from Debian's source package (the binary package is built for another kind of use: threads, small windows)."""
+    ours, target = BENCH / "peers" / "lwip", OUT / "lwip"
+    digest = _digest(ours, BENCH / "c" / "common.h", LWIP_VERSION)
+    if not _current(target, digest):
+        OUT.mkdir(parents=True, exist_ok=True)
+        src = _debian_source("lwip", LWIP_VERSION) / "src"
+        sources = [*sorted((src / "core").glob("*.c")), *(src / "core" / "ipv4" / f"{n}.c" for n in ("ip4", "ip4_addr", "ip4_frag", "icmp"))]
+        _make([_tool("gcc"), "-O2", "-w", "-I", ours, "-I", BENCH / "c", "-I", src / "include", "-o", target, ours / "server.c", *sources])
+        _built(target, digest)
+    return str(target)
+
+
+def netstack() -> str:
+    """gVisor's netstack, at the version go.mod pins."""
+    ours, target = BENCH / "peers" / "netstack", OUT / "netstack"
+    digest = _digest(ours)
+    if not _current(target, digest):
+        OUT.mkdir(parents=True, exist_ok=True)
+        _make([_tool("go"), "build", "-o", target, "."], cwd=ours)
+        _built(target, digest)
+    return str(target)
+
+
+def smoltcp() -> str:
+    """smoltcp, at the version Cargo.lock pins."""
+    ours, target = BENCH / "peers" / "smoltcp", OUT / "smoltcp-server"
+    digest = _digest(ours)
+    if not _current(target, digest):
+        OUT.mkdir(parents=True, exist_ok=True)
+        _make([_tool("cargo"), "build", "-q", "--release", "--locked", "--target-dir", OUT / "cargo"], cwd=ours)
+        shutil.copy2(OUT / "cargo" / "release" / target.name, target)
+        _built(target, digest)
+    return str(target)
+
+
+def pytcp() -> str:
+    """The interpreter of a virtual environment of its own with PyTCP in it."""
+    target = OUT / "pytcp" / "bin" / "python"
+    if not _current(target, PYTCP_VERSION):
+        _make([sys.executable, "-m", "venv", OUT / "pytcp"])
+        _make([target, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"PyTCP=={PYTCP_VERSION}"])
+        _built(target, PYTCP_VERSION)
+    return str(target)
+
+
+def pinned(path: Path, pattern: str) -> str:
+    """The version that a lock file or go.mod names."""
+    match = re.search(pattern, path.read_text())
+    if match is None:
+        raise Broken(f"{path} pins no version")
+    return match[1]

@@ -37,13 +37,14 @@ class Measurement:
     @contextlib.contextmanager
     def _server(self, row: Row, peer: Peer) -> Any:
         """A ready server: one that is kept from row to row where that makes no difference, a new one otherwise."""
-        keep = row.keeps and peer.idle_is_free
         key = (peer.name, row.mode)
-        server = self._kept.get(key)
-        if server is None or not keep:
+        server = self._kept.get(key) if row.keeps else None
+        if server is None:
             self._make_room(peer)
             server = peer.start(row.mode)
-        if keep:
+        elif not peer.idle_is_free:
+            server.pause(False)
+        if row.keeps:
             self._kept[key] = server
         try:
             yield server
@@ -51,8 +52,10 @@ class Measurement:
             self._kept.pop(key, None)
             server.stop()
             raise
-        if not keep:
+        if not row.keeps:
             server.stop()
+        elif not peer.idle_is_free:
+            server.pause(True)
 
     def _make_room(self, peer: Peer) -> None:
         """A peer's wire holds one server at a time."""
@@ -77,8 +80,8 @@ class Measurement:
         for number in range(min(rounds, row.rounds or rounds)):
             for peer in part if number % 2 == 0 else reversed(part):
                 mine = place.setdefault(peer.name, [])
-                if mine and all(s is None for s in mine):
-                    continue            # it failed in the first round: not again
+                if number >= peer.most_rounds or (mine and all(s is None for s in mine)):
+                    continue            # enough, or it failed in the first round: not again
                 mine.append(self._sample(row, peer))
 
     def close(self) -> None:

@@ -36,7 +36,9 @@ class Peer:
     title = ""
     version = ""
     modes: tuple[str, ...] = ("tcp", "cookies", "queue", "many")
-    idle_is_free = True             # an idle server takes no CPU, so it may stay up while others are measured
+    idle_is_free = True             # an idle server takes no CPU; one that does is stopped (SIGSTOP) while others are measured
+    stretch = 1.0                   # samples this much longer, where little happens in the usual time
+    most_rounds = 99
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -167,4 +169,67 @@ class Ustack(Peer):
         return self.wire().client
 
 
-ALL: tuple[type[Peer], ...] = (Limit, PlainLimit, Kernel, Ustack)
+class Lwip(Peer):
+    """lwIP, raw API on TUN. No segmentation offload, no SYN cookies, a backlog of 255."""
+
+    name, title, version = "lwip", "lwIP", build.LWIP_VERSION
+    modes = ("tcp", "spin", "cookies")
+
+    def build(self) -> None:
+        build.lwip()
+
+    def command(self, mode: str) -> list[str]:
+        return [build.lwip(), "-i", "tun0", "-a", net.SERVER, "-g", net.CLIENT, "-c", str(self.machine.server_cpu), "-d", SERVER_SECONDS,
+                *(["-s"] if mode == "spin" else [])]
+
+
+class Smoltcp(Peer):
+    """smoltcp on TUN. A socket per connection instead of a listener, no offload. It takes no part in floods: without a backlog it answers a SYN
+    for each socket, and all others by RST."""
+
+    name, title = "smoltcp", "smoltcp"
+    modes = ("tcp", "spin")
+
+    def build(self) -> None:
+        build.smoltcp()
+        self.version = build.pinned(build.BENCH / "peers" / "smoltcp" / "Cargo.lock", r'name = "smoltcp"\nversion = "([^"]+)"')
+
+    def command(self, mode: str) -> list[str]:
+        return self.pinned(build.smoltcp(), "tun0", net.SERVER, *(["spin"] if mode == "spin" else []))
+
+
+class Netstack(Peer):
+    """gVisor's netstack on TUN (fd-based link, no offload there)."""
+
+    name, title = "gvisor", "gVisor netstack"
+    modes = ("tcp", "cookies")
+
+    def build(self) -> None:
+        build.netstack()
+        self.version = build.pinned(build.BENCH / "peers" / "netstack" / "go.mod", r"gvisor\.dev/gvisor v[\d.]+-(\S+)")
+
+    def command(self, mode: str) -> list[str]:
+        return self.pinned(build.netstack(), "-i", "tun0", "-a", net.SERVER)
+
+
+class Pytcp(Peer):
+    """PyTCP on TAP: pure Python, threads, a 1 ms tick."""
+
+    name, title, version = "pytcp", "PyTCP", build.PYTCP_VERSION
+    modes = ("tcp", "cookies")
+    idle_is_free = False
+    stretch = 3.0
+    most_rounds = 2
+
+    def build(self) -> None:
+        build.pytcp()
+
+    def make_wire(self) -> net.Wire:
+        return net.tun("tap")
+
+    def command(self, mode: str) -> list[str]:
+        return self.pinned(build.pytcp(), str(build.BENCH / "peers" / "pytcp" / "server.py"), "tap0", net.SERVER + net.PREFIX, net.CLIENT,
+                           net.TAP_MAC)
+
+
+ALL: tuple[type[Peer], ...] = (Limit, PlainLimit, Kernel, Ustack, Lwip, Smoltcp, Netstack, Pytcp)

@@ -75,8 +75,13 @@ class Server:
     def alive(self) -> bool:
         return self.process.poll() is None
 
+    def pause(self, paused: bool) -> None:
+        """Takes all CPU from it, or gives it back."""
+        self.process.send_signal(signal.SIGSTOP if paused else signal.SIGCONT)
+
     def stop(self) -> None:
         if self.alive():
+            self.pause(False)
             self.process.send_signal(signal.SIGTERM)
             try:
                 self.process.wait(5)
