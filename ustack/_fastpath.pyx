@@ -20,8 +20,8 @@ from ustack.core.config cimport N_SYSCTLS, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
 from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
 from ustack.core.engine cimport (
-    engine_destroy, engine_init, engine_loop, engine_next_timeout, engine_params_t, engine_poll, engine_prefetch, engine_receive,
-    engine_time, engine_tx_done,
+    engine_batch, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
+    engine_prefetch, engine_receive, engine_time, engine_tx_done,
 )
 from ustack.core.metrics cimport metrics_flush
 from ustack.core.pool cimport pool_free, pool_gen, pool_live, pool_t
@@ -45,7 +45,7 @@ from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
 from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
-    TXF_LOCAL, tx_batch_done, tx_batch_free, tx_len, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
+    TXF_LOCAL, tx_batch_done, tx_batch_free, tx_copy_payload, tx_len, tx_payload, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
 )
 from ustack.core.types cimport DROP_REASONS, TCP_SYN_SENT
 from ustack.core.user cimport (

@@ -5,14 +5,36 @@
 # here, because it belongs to the link: it answers for the stack's addresses, learns from requests, replies and received packets, and holds
 # one packet per unresolved neighbour.
 
-cdef extern from "<sys/uio.h>" nogil:
+#
+# System calls are made without the C library's wrappers: in a program with threads those are cancellation points, which costs 5 % of
+# a small packet. They return -errno.
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <sys/syscall.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+    static inline long ustack_call3(long nr, long a, long b, long c) {
+    #if defined(__x86_64__)
+      long r;
+      __asm__ volatile("syscall" : "=a"(r) : "a"(nr), "D"(a), "S"(b), "d"(c) : "rcx", "r11", "memory");
+      return r;
+    #else
+      long r = syscall(nr, a, b, c);
+      return r < 0 ? -errno : r;
+    #endif
+    }
+    #define ustack_read(fd, p, n) ustack_call3(SYS_read, fd, (long)(p), (long)(n))
+    #define ustack_write(fd, p, n) ustack_call3(SYS_write, fd, (long)(p), (long)(n))
+    #define ustack_writev(fd, v, n) ustack_call3(SYS_writev, fd, (long)(v), n)
+    """
     struct iovec:
         void* iov_base
         size_t iov_len
-    ssize_t c_writev "writev"(int, const iovec*, int)
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t c_read "read"(int, void*, size_t)
+    ssize_t sys_read "ustack_read"(int, void*, size_t) nogil
+    ssize_t sys_write "ustack_write"(int, const void*, size_t) nogil
+    ssize_t sys_writev "ustack_writev"(int, const iovec*, int) nogil
 
 cdef extern from "<errno.h>" nogil:
     int errno
@@ -26,8 +48,9 @@ cdef extern from "<poll.h>" nogil:
 
 cdef enum:
     BATCH = 64                  # packets read before the lock is taken
-    RX_BUFFER = 1 << 20
     RX_MAX = 65536 + 64         # the longest packet with everything in front of it
+    RX_BUFFER = 4 * RX_MAX      # bytes of a batch: what was read must still be in the cache when the engine copies it
+    SMALL = 2048                # a packet up to this length is made contiguous: cheaper than a vector
     VNET_LEN = 10
     ETH_LEN = 14
     VNET_NEEDS_CSUM = 1         # virtio_net_hdr.flags
@@ -104,22 +127,39 @@ cdef void dev_free(dev_t* d) noexcept nogil:
 
 
 # ---- raw writes ------------------------------------------------------------------------------------------------------------------
-cdef void dev_writev(dev_t* d, iovec* v, int n, size_t len) noexcept nogil:
-    """One packet out. A full socket pair is waited for shortly, a full device drops."""
-    cdef ssize_t rc = c_writev(d.fd, v, n)
+cdef bint dev_full(dev_t* d) noexcept nogil:
+    """The link refused: a full socket pair is waited for shortly. True: it has room now."""
     cdef pollfd p
-    if rc < 0 and errno == E_WOULDBLOCK:
-        p.fd = d.fd
-        p.events = 4
-        if c_poll(&p, 1, 2) > 0:
-            rc = c_writev(d.fd, v, n)
+    p.fd = d.fd
+    p.events = 4
+    return c_poll(&p, 1, 2) > 0
+
+
+cdef inline void dev_count(dev_t* d, ssize_t rc, size_t len) noexcept nogil:
+    """rc: of the write. A full device drops."""
     if rc >= 0:
         d.tx_packets += 1
         d.tx_bytes += len
-    elif errno == E_WOULDBLOCK or errno == E_NOBUFS:
+    elif rc == -E_WOULDBLOCK or rc == -E_NOBUFS:
         d.tx_dropped += 1
     else:
         d.tx_errors += 1
+
+
+cdef inline void dev_write(dev_t* d, const uint8_t* p, size_t len) noexcept nogil:
+    """One packet out."""
+    cdef ssize_t rc = sys_write(d.fd, p, len)
+    if rc == -E_WOULDBLOCK and dev_full(d):
+        rc = sys_write(d.fd, p, len)
+    dev_count(d, rc, len)
+
+
+cdef void dev_writev(dev_t* d, iovec* v, int n, size_t len) noexcept nogil:
+    """One packet out, of several pieces."""
+    cdef ssize_t rc = sys_writev(d.fd, v, n)
+    if rc == -E_WOULDBLOCK and dev_full(d):
+        rc = sys_writev(d.fd, v, n)
+    dev_count(d, rc, len)
 
 
 # ---- ARP -------------------------------------------------------------------------------------------------------------------------
@@ -276,31 +316,57 @@ cdef void dev_send_packet(dev_t* d, engine_t* e, uint8_t* p, uint32_t n, ns_t no
     dev_send(d, e, v, 3, &vnet, get32(p + 12), get32(p + 16), now)
 
 
+cdef inline void dev_vnet_of(const txframe_t* f, vnet_t* h) noexcept nogil:
+    """What the device has to finish: the checksum, and the cutting of a super-segment."""
+    cdef uint32_t ihl
+    memset(h, 0, sizeof(vnet_t))
+    if not f.flags & TXF_CSUM_PARTIAL:
+        return
+    ihl = <uint32_t> (f.hdr[0] & 15) * 4
+    h.flags = VNET_NEEDS_CSUM
+    h.csum_start = <uint16_t> ihl
+    h.csum_offset = 16
+    h.hdr_len = <uint16_t> f.hlen
+    if f.gso_size and tx_payload(f) > f.gso_size:
+        h.gso_type = VNET_GSO_TCPV4
+        if f.hdr[ihl + 13] & TH_CWR:
+            h.gso_type |= VNET_GSO_ECN
+        h.gso_size = f.gso_size
+
+
+cdef inline bint dev_send_small(dev_t* d, txframe_t* f) noexcept nogil:
+    """A short frame to a TUN device, in one piece: the virtio_net_hdr right in front of the header, the payload copied behind it. False:
+    not of this kind."""
+    cdef uint32_t n = tx_payload(f)
+    cdef uint8_t* p
+    if d.ether or n > SMALL:
+        return False
+    if n == 0:
+        p = f.hdr - VNET_LEN
+    else:
+        p = d.seg
+        memcpy(p + VNET_LEN, f.hdr, f.hlen)
+        tx_copy_payload(f, 0, n, p + VNET_LEN + f.hlen)
+    dev_vnet_of(f, <vnet_t*> p)
+    dev_write(d, p, VNET_LEN + f.hlen + n)
+    return True
+
+
 cdef void dev_send_frame(dev_t* d, engine_t* e, txframe_t* f, ns_t now) noexcept nogil:
     """A frame of the core: as it is to a link with offload, in packets with full checksums to others."""
     cdef iovec v[5]
     cdef vnet_t vnet
     cdef uint32_t i
     cdef uint32_t n
-    cdef uint32_t ihl
     cdef int k = 3
     if not d.gso:
         for i in range(tx_segs(f)):
             n = tx_segment(f, i, d.seg)
             dev_send_packet(d, e, d.seg, n, now)
         return
-    memset(&vnet, 0, sizeof(vnet))
-    if f.flags & TXF_CSUM_PARTIAL:
-        ihl = <uint32_t> (f.hdr[0] & 15) * 4
-        vnet.flags = VNET_NEEDS_CSUM
-        vnet.csum_start = <uint16_t> ihl
-        vnet.csum_offset = 16
-        vnet.hdr_len = <uint16_t> f.hlen
-        if tx_segs(f) > 1:
-            vnet.gso_type = VNET_GSO_TCPV4
-            if f.hdr[ihl + 13] & TH_CWR:
-                vnet.gso_type |= VNET_GSO_ECN
-            vnet.gso_size = f.gso_size
+    if dev_send_small(d, f):
+        return
+    dev_vnet_of(f, &vnet)
     v[2].iov_base = f.hdr
     v[2].iov_len = f.hlen
     if f.l0:
@@ -361,12 +427,12 @@ cdef uint32_t dev_read_batch(dev_t* d, engine_t* e, ns_t now) noexcept nogil:
         if n == BATCH or used + RX_MAX > RX_BUFFER:
             d.more = True
             return n
-        got = c_read(d.fd, d.rx + used, RX_MAX)
+        got = sys_read(d.fd, d.rx + used, RX_MAX)
         if got <= 0:
             if got == 0:
                 d.failed = E_PIPE
-            elif errno != E_WOULDBLOCK and errno != E_INTR and errno != E_NETDOWN:
-                d.failed = errno
+            elif got != -E_WOULDBLOCK and got != -E_INTR and got != -E_NETDOWN:
+                d.failed = <int> -got
             return n
         d.rx_packets += 1
         d.rx_bytes += <size_t> got

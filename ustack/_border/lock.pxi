@@ -114,7 +114,8 @@ cdef inline void release(engine_t* e, shared_t* s) noexcept nogil:
         engine_loop(e)
     if e.woken:
         post_woken(e)
-    kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and (e.tx_n or e.ready or engine_next_timeout(e) < s.wake_at)
+    kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and (e.tx_n or e.ready or (
+        engine_next_bound(e) < s.wake_at and engine_next_timeout(e) < s.wake_at))
     pthread_mutex_unlock(&s.mu)
     if kick and atomic_swap(&s.sleeping, 0):
         fd_write(s.wake_fd, &one, 8)

@@ -42,6 +42,7 @@ cdef struct loop_t:
     idx_t touched[BATCH]                # sockets whose descriptor is to be looked at
     uint32_t n_touched
     uint8_t* scratch                    # of the built-in services
+    bint coalesce                       # segments of a batch share an ACK
     int stop
     uint64_t turns
     uint64_t sleeps
@@ -140,6 +141,8 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
     let_in(s)
     pthread_mutex_lock(&s.mu)
     engine_time(e, now)
+    if l.coalesce:
+        engine_batch(e, True)
     if l.n_stages == 0:
         if n > 1:
             for i in range(n):
@@ -154,12 +157,14 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
             engine_receive(e, l.late[i].data, l.late[i].len, l.late[i].csum, l.late[i].gso_size, now)
     engine_poll(e, now)
     service_pump(e, l.scratch)
+    if l.coalesce:
+        engine_batch(e, False)
     engine_loop(e)
     l.n_touched = take_ready(e, l.touched)
     if e.woken:
         post_woken(e)
     tx_swap(e, &l.batch)
-    s.wake_at = engine_next_timeout(e)
+    s.wake_at = engine_next_bound(e)
     if may_sleep and e.ready == 0:
         atomic_swap(&s.sleeping, 1)
     pthread_mutex_unlock(&s.mu)
@@ -192,7 +197,7 @@ cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
     c_ppoll(p, 2, NULL if t == NS_NEVER else &ts, NULL)
     atomic_swap(&l.s.sleeping, 0)
     if p[0].revents:
-        c_read(l.s.wake_fd, &count, 8)
+        sys_read(l.s.wake_fd, &count, 8)
 
 
 cdef void loop_run(loop_t* l) noexcept nogil:
@@ -211,7 +216,8 @@ cdef void loop_run(loop_t* l) noexcept nogil:
             now = clock_ns()
         if l.n_stages:
             through_stages_in(l, n, now)
-        sleepy = not l.dev.more and not last and l.n_late < BATCH
+        # Several packets in a batch: more are on their way, and a read costs less than a poll.
+        sleepy = n <= 1 and not l.dev.more and not last and l.n_late < BATCH
         engine_turn(l, n, now, sleepy)
         l.turns += 1
         if l.batch.n:
@@ -234,7 +240,8 @@ cdef class Loop:
 
     kind: "ip" (one IPv4 packet per read and write) or "ether" (Ethernet frames; mac, network and gateway are the link's).
     vnet: a virtio_net_hdr stands in front of each packet; gso: super-segments and open checksums may go out.
-    stages: Impairments, the one next to the stack first.
+    stages: Impairments, the one next to the stack first. coalesce: the segments of a batch share an ACK; False: each gets its own,
+    as Linux without GRO.
     """
 
     cdef loop_t* l
@@ -242,7 +249,7 @@ cdef class Loop:
     cdef readonly tuple stages
 
     def __cinit__(self, Engine engine not None, int fd, int wake_fd, *, kind="ip", bint vnet=False, bint gso=False, mac=None,
-                  network=None, gateway=None, stages=()):
+                  network=None, gateway=None, stages=(), bint coalesce=True):
         cdef uint32_t i
         cdef bytes raw
         cdef Impairment one
@@ -280,6 +287,7 @@ cdef class Loop:
             self.l.stage_in[len(stages) - 1 - i] = &one.d[IM_IN]
             i += 1
         self.l.n_stages = i
+        self.l.coalesce = coalesce
         self.l.scratch = <uint8_t*> malloc(SVC_CHUNK)
         if dev_init(&self.l.dev) < 0 or self.l.scratch == NULL:
             raise MemoryError

@@ -1,7 +1,7 @@
 # The five sans-I/O calls: creation, packets in, timers, frames out (top layer of the core).
 #
 # No descriptor, clock, thread or source of randomness: time and seed are arguments. A driver calls, under its lock,
-#   engine_receive ...          for each packet of a batch
+#   engine_receive ...          for each packet of a batch (engine_batch around it: ACKs shared)
 #   engine_poll                 at engine_next_timeout, or when convenient
 #   user calls (user.pxd ...)   after engine_time; then engine_loop
 # and takes e.tx[0 .. e.tx_n) each time (tx.pxd), then engine_tx_done. Every key and every random choice derives from the one seed, so
@@ -25,7 +25,7 @@ from ustack.core.sock cimport ev_push, garbage_collect, sk_at, sk_of_los, skopt_
 from ustack.core.state cimport EV_DROP, PORT_PERTURB, engine_t, event_t, frag_t, metrics_t, pmtu_t
 from ustack.core.stats cimport drop_inc
 from ustack.core.tcb cimport CA_EXT_WORDS, CC_CUBIC, sklos_t, skopt_t, tcb_t
-from ustack.core.delack cimport tcp_delack_timer
+from ustack.core.delack cimport tcp_ack_batch_end, tcp_delack_timer
 from ustack.core.timers cimport tcp_compack_timer, tcp_keepalive_timer, tcp_pace_timer, tcp_write_timer
 from ustack.core.timewait cimport tw_timer
 from ustack.core.tx cimport TXF_LOCAL, tx_len, tx_reset, tx_whole
@@ -280,6 +280,16 @@ cdef inline int engine_receive(engine_t* e, const uint8_t* p, uint32_t n, uint8_
     reason = engine_take_(e, p, n, csum, gso_size, FROM_LINK)
     engine_loop(e)
     return reason
+
+
+cdef inline void engine_batch(engine_t* e, bint begin) noexcept nogil:
+    # Around the packets of a batch and what is served at once (service_pump): ACKs due meanwhile are sent at its end. Optional.
+    if begin:
+        e.ack_batching = 1
+        return
+    e.ack_batching = 0
+    if e.n_acks:
+        tcp_ack_batch_end(e)
 
 
 cdef inline void engine_prefetch(engine_t* e, const uint8_t* p, uint32_t n, bint node) noexcept nogil:

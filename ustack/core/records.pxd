@@ -234,4 +234,5 @@ cdef struct txframe_t:          # a header and up to two ranges of payload; gso_
     uint16_t flags              # TXF_*
     const uint8_t* p0
     const uint8_t* p1
+    uint8_t front[24]           # the driver's: what the link wants in front of the header, so that both go out in one piece
     uint8_t hdr[TX_HDR_MAX]

@@ -10,7 +10,7 @@ from ustack.core.types cimport (
     uint8_t,
 )
 from ustack.core.dataq cimport TCP_URG_READ, TCP_URG_VALID
-from ustack.core.delack cimport inet_csk_ack_scheduled, inet_csk_in_pingpong_mode
+from ustack.core.delack cimport inet_csk_ack_scheduled, inet_csk_in_pingpong_mode, tcp_ack_at_once
 from ustack.core.rcvq cimport rcv_ring_idle, rq_eat, rr_len
 from ustack.core.rcvwin cimport __tcp_select_window, tcp_fast_path_check, tcp_rcv_space_adjust, tcp_receive_window
 from ustack.core.records cimport rrec_t
@@ -55,16 +55,16 @@ cdef inline bint read_acks_(engine_t* e, const tcb_t* sk, int64_t copied) noexce
 
 cdef inline void tcp_cleanup_rbuf(engine_t* e, tcb_t* sk, int64_t copied) noexcept nogil:
     """After a read of `copied` bytes (or an error): send the ACK or window update that it makes due."""
-    cdef bint now = read_acks_(e, sk, copied)
     cdef uint32_t open
     cdef uint32_t fresh
-    if copied > 0 and not now and not sk.shutdown & RCV_SHUTDOWN:
+    if read_acks_(e, sk, copied):
+        tcp_ack_at_once(e, sk)
+    elif copied > 0 and not sk.shutdown & RCV_SHUTDOWN:
         open = tcp_receive_window(sk)
         if 2 * open <= sk.window_clamp:
             fresh = __tcp_select_window(e, sk)
-            now = fresh != 0 and fresh >= 2 * open
-    if now:
-        tcp_send_ack(e, sk)
+            if fresh != 0 and fresh >= 2 * open:
+                tcp_send_ack(e, sk)
 
 
 # ---- urgent byte ---------------------------------------------------------------------------------------------------

@@ -3,17 +3,21 @@
 # RFC 862, 863, 864; HTTP/1.1 as far as a load generator needs it: any request head gets a small fixed answer, pipelined heads one
 # each, `Connection: close` or HTTP/1.0 ends the connection. They exist to measure the stack without Python, and as `ustack serve inetd`.
 # service_pump is called by the driver once per batch, under the lock: it runs the sockets with wake-ups and leaves all others on e.ready.
-# A service keeps no data of its own: what cannot be sent yet stays in the receive queue, so the peer's window closes.
+# A service keeps no data of its own: what cannot be sent yet stays in the receive queue, so the peer's window closes. What discard and
+# chargen receive is never stored, and what chargen sends is not copied (tcb.payload).
 
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
+from ustack.core.pattern cimport pattern_at, pattern_make
 from ustack.core.recvmsg cimport tcp_recvmsg
 from ustack.core.sendmsg cimport tcp_sendmsg
 from ustack.core.sock cimport sk_at
 from ustack.core.state cimport engine_t
-from ustack.core.tcb cimport SF_DEAD, SF_IN_READY, SF_NOSPACE, TCP_NAGLE_OFF, TCP_NAGLE_PUSH, tcb_t
+from ustack.core.tcb cimport (
+    PAYLOAD_PATTERN, PAYLOAD_SINK, SF_DEAD, SF_IN_READY, SF_NOSPACE, TCP_NAGLE_OFF, tcb_t,
+)
 from ustack.core.types cimport (
-    E_AGAIN, MSG_MORE, MSG_PEEK, MSG_TRUNC, TCP_LISTEN, idx_t, int64_t, uint8_t, uint32_t,
+    E_AGAIN, E_INVAL, MSG_MORE, MSG_PEEK, MSG_TRUNC, TCP_LISTEN, idx_t, int64_t, uint8_t, uint32_t,
 )
 from ustack.core.user cimport user_accept, user_close, user_close_finish
 
@@ -23,35 +27,38 @@ cdef enum:
     SVC_DISCARD = 2
     SVC_CHARGEN = 3
     SVC_HTTP = 4
-    SVC_CHUNK = 65536
-    PATTERN = 95 * 74           # 95 lines of 72 characters and CRLF: then it repeats
+    SVC_CHUNK = 65536           # bytes of scratch memory
+    HTTP_IN = 32768             # of these, for requests; the rest takes their answers
     HEAD_MAX = 8192             # a longer request head is refused
+    CHARGEN_CALL = 1 << 20      # bytes of one send: the buffer's free room decides
 
 cdef extern from *:
     """
-    static const char ustack_http_ok[] =
-      "HTTP/1.1 200 OK\\r\\nServer: ustack\\r\\nContent-Type: text/plain\\r\\nContent-Length: 14\\r\\n\\r\\nhello, world!\\n\\n";
-    static const char ustack_http_bye[] =
-      "HTTP/1.1 200 OK\\r\\nServer: ustack\\r\\nContent-Type: text/plain\\r\\nContent-Length: 14\\r\\nConnection: close\\r\\n\\r\\nhello, world!\\n\\n";
-    static const char ustack_http_bad[] =
-      "HTTP/1.1 400 Bad Request\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n";
-    static unsigned char ustack_pattern[95 * 74 * 2];
-    static int ustack_pattern_made;
-    static void ustack_make_pattern(void) {
-      int line, i;
-      for (line = 0; line < 190; line++) {
-        for (i = 0; i < 72; i++) ustack_pattern[line * 74 + i] = (unsigned char)(32 + (line + i) % 95);
-        ustack_pattern[line * 74 + 72] = '\\r'; ustack_pattern[line * 74 + 73] = '\\n';
+    #include <string.h>
+    #define USTACK_HTTP_BODY "hello, world!\\n"
+    static const char ustack_http_ok[] = "HTTP/1.1 200 OK\\r\\nContent-Length: 14\\r\\n\\r\\n" USTACK_HTTP_BODY;
+    static const char ustack_http_bye[] = "HTTP/1.1 200 OK\\r\\nContent-Length: 14\\r\\nConnection: close\\r\\n\\r\\n" USTACK_HTTP_BODY;
+    static const char ustack_http_bad[] = "HTTP/1.1 400 Bad Request\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n";
+
+    /* length of a request head with its blank line, 0 if it is not whole; *bye: the client wants the connection closed */
+    static int ustack_head(const unsigned char *p, int n, int *bye) {
+      static const char word[] = "connection: close";
+      const unsigned char *first = p, *line = p, *end = p + n, *nl;
+      int i;
+      *bye = 0;
+      while ((nl = memchr(line, '\\n', end - line))) {
+        if (nl == line || (nl == line + 1 && *line == '\\r')) {
+          if (line != first) return nl + 1 - p;
+          first = nl + 1;           /* empty lines before a request are skipped (RFC 9112 2.2) */
+        }
+        else if (line == first) *bye |= nl - line >= 9 && !memcmp(nl - 9, "HTTP/1.0\\r", 9);
+        else if ((*line | 32) == 'c' && nl - line >= (int)sizeof word - 1) {
+          for (i = 0; i < (int)sizeof word - 1 && (line[i] >= 'A' && line[i] <= 'Z' ? line[i] | 32 : line[i]) == word[i]; i++) ;
+          *bye |= i == (int)sizeof word - 1;
+        }
+        line = nl + 1;
       }
-      ustack_pattern_made = 1;
-    }
-    static int ustack_lower_find(const unsigned char *p, int n, const char *word, int k) {
-      int i, j;
-      for (i = 0; i + k <= n; i++) {
-        for (j = 0; j < k; j++) { unsigned char c = p[i + j]; if (c >= 'A' && c <= 'Z') c += 32; if (c != (unsigned char)word[j]) break; }
-        if (j == k) return i;
-      }
-      return -1;
+      return 0;
     }
     #define USTACK_LEN(s) ((int)sizeof(s) - 1)
     """
@@ -61,10 +68,7 @@ cdef extern from *:
     const int http_ok_len "USTACK_LEN(ustack_http_ok)"
     const int http_bye_len "USTACK_LEN(ustack_http_bye)"
     const int http_bad_len "USTACK_LEN(ustack_http_bad)"
-    uint8_t* pattern "ustack_pattern"
-    int pattern_made "ustack_pattern_made"
-    void make_pattern "ustack_make_pattern"() nogil
-    int lower_find "ustack_lower_find"(const uint8_t*, int, const char*, int) nogil
+    int http_head "ustack_head"(const uint8_t*, int, int*) noexcept nogil
 
 
 cdef inline void svc_close(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -114,7 +118,7 @@ cdef inline void svc_chargen(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogi
     if svc_over(e, sk, n):
         return
     while True:
-        n = tcp_sendmsg(e, sk, pattern + (sk.write_seq - sk.iss - 1) % PATTERN, PATTERN, 0)
+        n = tcp_sendmsg(e, sk, pattern_at(0), CHARGEN_CALL, 0)
         if n == -E_AGAIN:
             return
         if n <= 0:
@@ -122,54 +126,63 @@ cdef inline void svc_chargen(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogi
             return
 
 
-cdef inline int svc_head_end(const uint8_t* p, int n) noexcept nogil:
-    """Length of the request head with its blank line, 0 if it is not whole yet."""
-    cdef int i
-    for i in range(n - 3):
-        if p[i] == 13 and p[i + 1] == 10 and p[i + 2] == 13 and p[i + 3] == 10:
-            return i + 4
-    return 0
+cdef inline int64_t svc_http_room(const tcb_t* sk) noexcept nogil:
+    """Bytes of answers that a send will certainly take: records cost more than their payload."""
+    cdef int64_t room = <int64_t> sk.sndbuf - <int64_t> sk.wmem_queued
+    if room < 4096:
+        return 0
+    return http_bad_len if room // 20 < http_bad_len else room // 20
+
+
+cdef inline void svc_http_refuse(engine_t* e, tcb_t* sk, int64_t got, uint8_t* buf) noexcept nogil:
+    tcp_recvmsg(e, sk, buf, <size_t> got, MSG_TRUNC)        # unread bytes would turn the close into a reset
+    tcp_sendmsg(e, sk, http_bad, http_bad_len, MSG_MORE)
+    svc_close(e, sk)
 
 
 cdef inline void svc_http(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
-    """Answer every whole request head; a batch of pipelined ones goes out as one run of records."""
+    """Answer every whole request head: those of one read with one send; the last answer takes the FIN along."""
+    cdef uint8_t* answer = buf + HTTP_IN
     cdef int64_t got
-    cdef int64_t sent
+    cdef int64_t room
     cdef int used
+    cdef int out
     cdef int head
-    cdef bint bye
+    cdef int bye
     while True:
-        got = tcp_recvmsg(e, sk, buf, SVC_CHUNK, MSG_PEEK)
+        got = tcp_recvmsg(e, sk, buf, HTTP_IN, MSG_PEEK)
         if svc_over(e, sk, got) or got <= 0:
             return
+        room = svc_http_room(sk)
+        if room > SVC_CHUNK - HTTP_IN:
+            room = SVC_CHUNK - HTTP_IN
         used = 0
-        bye = False
-        sent = 0
+        out = 0
+        bye = 0
         while not bye:
-            head = svc_head_end(buf + used, <int> got - used)
+            head = http_head(buf + used, <int> got - used, &bye)
             if head == 0:
-                if <int> got - used < HEAD_MAX:
-                    break
-                tcp_recvmsg(e, sk, buf, <size_t> got, MSG_TRUNC)        # unread bytes would turn the close into a reset
-                tcp_sendmsg(e, sk, http_bad, http_bad_len, 0)
-                svc_close(e, sk)
-                return
-            bye = (lower_find(buf + used, head, b"http/1.0\r\n", 10) >= 0
-                   or lower_find(buf + used, head, b"connection: close", 17) >= 0)
-            if sk.sndbuf - <int64_t> sk.wmem_queued < 4096:
+                bye = 0
+                if <int> got - used >= HEAD_MAX and out == 0:
+                    svc_http_refuse(e, sk, got, buf)
+                    return
+                break
+            if out + http_bye_len > room:
                 sk.sflags |= SF_NOSPACE                 # finish this one when there is room for its answer
-                bye = False
+                bye = 0
                 break
             if bye:
-                sent = tcp_sendmsg(e, sk, http_bye, http_bye_len, 0)
+                memcpy(answer + out, http_bye, http_bye_len)
+                out += http_bye_len
             else:
-                sent = tcp_sendmsg(e, sk, http_ok, http_ok_len, MSG_MORE if used + head < got else 0)
-            if sent < 0:
-                svc_close(e, sk)
-                return
+                memcpy(answer + out, http_ok, http_ok_len)
+                out += http_ok_len
             used += head
+        if out and tcp_sendmsg(e, sk, answer, <size_t> out, MSG_MORE if bye else 0) != out:
+            svc_close(e, sk)
+            return
         if used:
-            tcp_recvmsg(e, sk, buf, used, MSG_TRUNC)
+            tcp_recvmsg(e, sk, buf, <size_t> used, MSG_TRUNC)
         if bye:
             svc_close(e, sk)
             return
@@ -185,6 +198,10 @@ cdef inline void svc_run(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
             c = sk_at(e, child)
             c.svc = sk.svc
             c.nonagle = TCP_NAGLE_OFF
+            if c.svc == SVC_DISCARD or c.svc == SVC_CHARGEN:
+                c.payload = PAYLOAD_SINK
+                if c.svc == SVC_CHARGEN:
+                    c.payload |= PAYLOAD_PATTERN
             svc_run(e, c, buf)
         return
     if sk.svc == SVC_ECHO:
@@ -204,8 +221,6 @@ cdef inline void service_pump(engine_t* e, uint8_t* buf) noexcept nogil:
     cdef idx_t kept = 0
     if e.n_services == 0:
         return
-    if not pattern_made:
-        make_pattern()
     while e.ready:
         i = e.ready
         sk = sk_at(e, i)
@@ -224,7 +239,9 @@ cdef inline void service_pump(engine_t* e, uint8_t* buf) noexcept nogil:
 cdef inline int service_set(engine_t* e, tcb_t* sk, uint8_t svc) noexcept nogil:
     """Let the engine serve a listener's connections; -EINVAL for another socket."""
     if sk.state != TCP_LISTEN:
-        return -22
+        return -E_INVAL
+    if svc == SVC_CHARGEN:
+        pattern_make()
     if svc and not sk.svc:
         e.n_services += 1
     elif sk.svc and not svc:

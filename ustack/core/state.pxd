@@ -25,6 +25,7 @@ cdef enum:
     METRICS_HASH = 256
     FRAG_HASH = 64
     PORT_PERTURB = 256
+    ACK_BATCH = 256             # sockets whose ACKs wait for the end of a batch of packets
     RTF_LOCAL = 1               # route types, as the destination of a packet of ours or of an incoming one
     RTF_UNICAST = 2
     RTF_BROADCAST = 3
@@ -239,6 +240,10 @@ cdef struct engine_t:
     void** garbage
     uint32_t garbage_n
     uint32_t garbage_cap
+    # ACKs of the batch of packets in process: sockets that owe one at its end (delack.pxd)
+    uint8_t ack_batching
+    uint32_t n_acks
+    idx_t acks[ACK_BATCH]
     # out: what happened
     idx_t ready                 # sockets with wake-ups the driver has not looked at
     uint32_t n_services         # listeners that the engine serves itself: 0 costs one branch

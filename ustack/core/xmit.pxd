@@ -16,6 +16,7 @@ from ustack.core.fastopen_client cimport FO_NO_OPTION
 from ustack.core.mss cimport (
     TCPOLEN_TSTAMP_ALIGNED, tcp_mss_clamp, tcp_sack_blocks,
 )
+from ustack.core.pattern cimport pattern_at
 from ustack.core.rate cimport tcp_rate_skb_sent
 from ustack.core.rcvwin cimport tcp_select_window
 from ustack.core.records cimport TXF_CSUM_PARTIAL, reqext_t, srec_t, txframe_t
@@ -31,7 +32,7 @@ from ustack.core.stats cimport (
     MIB_IpOutNoRoutes, MIB_TcpExtTCPAbortFailed, MIB_TcpExtTCPAckCompressed, MIB_TcpOutRsts, MIB_TcpOutSegs, mib_add, mib_inc,
 )
 from ustack.core.tcb cimport (
-    ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
+    ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, PAYLOAD_PATTERN, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
 )
 from ustack.core.types cimport (
     E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_PSH, TH_RST, TH_SYN, TH_URG,
@@ -226,7 +227,11 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
     f.hlen += doff
     f.flags |= TXF_CSUM_PARTIAL
     if r.len:
-        ring_ranges(&sk.snd, sr_payload_seq(r), r.len, &f.p0, &f.l0, &f.p1, &f.l1)
+        if sk.payload & PAYLOAD_PATTERN:
+            f.p0 = pattern_at(sr_payload_seq(r) - sk.iss - 1)
+            f.l0 = r.len
+        else:
+            ring_ranges(&sk.snd, sr_payload_seq(r), r.len, &f.p0, &f.l0, &f.p1, &f.l1)
         if r.pcount > 1:
             f.gso_size = r.gso_size
     return 0
