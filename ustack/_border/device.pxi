@@ -97,7 +97,7 @@ cdef struct dev_t:
     uint8_t* rx
     uint8_t* seg                # one outgoing packet
     rxpkt_t pkts[BATCH]
-    bint more                   # the batch ended before the descriptor was empty
+    uint32_t quota              # packets of the next batch
     uint64_t rx_packets
     uint64_t rx_bytes
     uint64_t tx_packets
@@ -107,6 +107,7 @@ cdef struct dev_t:
 
 
 cdef int dev_init(dev_t* d) noexcept nogil:
+    d.quota = 1
     d.rx = <uint8_t*> malloc(RX_BUFFER)
     d.seg = <uint8_t*> malloc(RX_MAX)
     if d.ether:
@@ -416,16 +417,17 @@ cdef bint dev_strip(dev_t* d, engine_t* e, rxpkt_t* out, uint8_t* p, uint32_t n,
 
 
 cdef uint32_t dev_read_batch(dev_t* d, engine_t* e, ns_t now) noexcept nogil:
-    """Read until the descriptor is empty or the batch full; the packets are in d.pkts. d.more: there may be more."""
+    """Read until the descriptor is empty or the batch full; the packets are in d.pkts. The batch grows while packets keep coming and
+    shrinks to what came when they do not, so that a lone packet costs no read that finds nothing before it is answered."""
     cdef uint32_t n = 0
+    cdef uint32_t top = d.quota
     cdef size_t used = 0
     cdef ssize_t got
-    d.more = False
     if d.fd < 0 or d.failed:
         return 0
     while True:
-        if n == BATCH or used + RX_MAX > RX_BUFFER:
-            d.more = True
+        if n >= top or used + RX_MAX > RX_BUFFER:
+            d.quota = top * 4 if top * 4 < BATCH else <uint32_t> BATCH
             return n
         got = sys_read(d.fd, d.rx + used, RX_MAX)
         if got <= 0:
@@ -433,6 +435,7 @@ cdef uint32_t dev_read_batch(dev_t* d, engine_t* e, ns_t now) noexcept nogil:
                 d.failed = E_PIPE
             elif got != -E_WOULDBLOCK and got != -E_INTR and got != -E_NETDOWN:
                 d.failed = <int> -got
+            d.quota = n if n else 1
             return n
         d.rx_packets += 1
         d.rx_bytes += <size_t> got

@@ -216,8 +216,9 @@ cdef void loop_run(loop_t* l) noexcept nogil:
             now = clock_ns()
         if l.n_stages:
             through_stages_in(l, n, now)
-        # Several packets in a batch: more are on their way, and a read costs less than a poll.
-        sleepy = n <= 1 and not l.dev.more and not last and l.n_late < BATCH
+        # After packets the link is read once more before the sleep: while they were served the next ones came, and a read costs
+        # less than a poll.
+        sleepy = n == 0 and not last and l.n_late < BATCH
         engine_turn(l, n, now, sleepy)
         l.turns += 1
         if l.batch.n:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport munmap
 
-from ustack.core.pool cimport map_reserve, ustack_prefetch
+from ustack.core.pool cimport map_reserve_huge, ustack_prefetch
 from ustack.core.seqno cimport ilog2_u32
 from ustack.core.siphash cimport flow_hash
 from ustack.core.types cimport E_INVAL, E_NOMEM, REF_MASK, REF_SHIFT, ref_t
@@ -41,7 +41,7 @@ cdef inline int ehash_init(ehash_t* h, uint32_t entries, uint64_t k0, uint64_t k
     if entries == 0 or entries > EHASH_MAX:
         return -E_INVAL
     h.mask = (<uint32_t>2 << ilog2_u32(entries - 1)) - 1 if entries > 1 else 0
-    h.bucket = <ref_t*>map_reserve((<size_t>h.mask + 1) * sizeof(ref_t))
+    h.bucket = <ref_t*>map_reserve_huge((<size_t>h.mask + 1) * sizeof(ref_t))
     if h.bucket == NULL:
         return -E_NOMEM
     h.k0 = k0

@@ -30,6 +30,11 @@ cdef extern from *:
     #endif
     /* gcc drops calls of functions that do nothing but prefetch; the empty statement keeps them. */
     #define ustack_prefetch(p) do { __builtin_prefetch(p); __asm__ volatile("" : : "r"(p)); } while (0)
+    #ifdef MADV_HUGEPAGE
+    #define ustack_huge_pages(p, n) ((void)madvise((p), (n), MADV_HUGEPAGE))
+    #else
+    #define ustack_huge_pages(p, n) ((void)(p), (void)(n))
+    #endif
     #ifndef ustack_assert
     #include <assert.h>
     #define ustack_assert(c) assert(c)
@@ -40,6 +45,7 @@ cdef extern from *:
     void ustack_unpoison(void* p, size_t n) noexcept nogil
     void ustack_assert(bint c) noexcept nogil
     void ustack_prefetch(const void* p) noexcept nogil
+    void ustack_huge_pages(void* p, size_t n) noexcept nogil
 
 
 cdef struct pool_t:
@@ -56,6 +62,15 @@ cdef inline void* map_reserve(size_t n) noexcept nogil:
     # Zeroed address space that costs memory only where it is written; NULL if there is none.
     cdef void* p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     return NULL if p == <void*>-1 else p
+
+
+cdef inline void* map_reserve_huge(size_t n) noexcept nogil:
+    # As map_reserve, for tables that are read at random places: in large pages, if the system has any, most reads find their
+    # address translation cached.
+    cdef void* p = map_reserve(n)
+    if p != NULL:
+        ustack_huge_pages(p, n)
+    return p
 
 
 cdef inline int pool_init(pool_t* pool, uint32_t cap, uint32_t stride) noexcept nogil:
