@@ -1,7 +1,7 @@
 # The text of the chargen service (RFC 864): 95 lines of 72 printable characters, each line beginning one character later (leaf).
 #
 # Its byte at stream offset n depends on n modulo PATTERN only, and the table holds enough repetitions for the longest record to lie in one
-# piece wherever it begins. So a socket whose payload is this text (tcb.payload) needs no send buffer: a frame points into the table.
+# piece wherever it begins. So a socket whose payload is this text (SF_NO_RINGS) needs no send buffer: a frame points into the table.
 # pattern_make before the first use; making it twice at the same time is harmless.
 
 from ustack.core.types cimport uint8_t, uint32_t

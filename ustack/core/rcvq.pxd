@@ -17,7 +17,7 @@ from ustack.core.skmem cimport sk_forced_mem_schedule, sk_mem_charge, sk_mem_unc
 from ustack.core.sock cimport rr_at, sk_purge_recv
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPRcvCoalesce, mib_inc
-from ustack.core.tcb cimport PAYLOAD_SINK, tcb_t
+from ustack.core.tcb cimport SF_NO_RINGS, tcb_t
 
 cdef enum:
     TRUESIZE_HEAD = 832             # sk_buff, shared info and the smallest head
@@ -96,7 +96,7 @@ cdef inline int rcv_ring_room(engine_t* e, tcb_t* sk, uint32_t end) noexcept nog
         sk.rcv_ring_span_end = sk.copied_seq
     else:
         used = sk.rcv_ring_span_end - sk.copied_seq
-    if not after(end, sk.copied_seq) or sk.payload & PAYLOAD_SINK:
+    if not after(end, sk.copied_seq) or sk.sflags & SF_NO_RINGS:
         return 0
     rc = ring_reserve(&sk.rcv, sk.copied_seq, used, end - sk.copied_seq, &old)
     if old != NULL:
@@ -111,7 +111,7 @@ cdef inline void rcv_ring_store(tcb_t* sk, const seg_t* s, uint32_t seq, uint32_
     cdef uint32_t skip = 0
     if after(start, seq):
         skip = start - seq
-    if skip >= s.len or sk.payload & PAYLOAD_SINK:
+    if skip >= s.len or sk.sflags & SF_NO_RINGS:
         return
     ring_write(&sk.rcv, seq + skip, s.data + skip, s.len - skip)
     if after(end, sk.rcv_ring_span_end):

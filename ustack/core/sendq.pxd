@@ -22,7 +22,7 @@ from ustack.core.skmem cimport sk_forced_mem_schedule, sk_mem_charge, sk_mem_unc
 from ustack.core.sock cimport garbage_put, sk_purge_send, sk_stream_is_writeable, sk_write_space, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
-    CC_BBR, CHRONO_BUSY, CHRONO_SNDBUF_LIMITED, CHRONO_UNSPEC, PAYLOAD_PATTERN, SF_DEAD, SF_NOSPACE, SOCK_SNDBUF_LOCK, TCP_INIT_CWND, tcb_t,
+    CC_BBR, CHRONO_BUSY, CHRONO_SNDBUF_LIMITED, CHRONO_UNSPEC, SF_DEAD, SF_NO_RINGS, SF_NOSPACE, SOCK_SNDBUF_LOCK, TCP_INIT_CWND, tcb_t,
 )
 
 cdef enum:
@@ -284,7 +284,7 @@ cdef inline int sq_store_(engine_t* e, tcb_t* sk, const uint8_t* p, uint32_t n) 
 cdef inline int sq_append(engine_t* e, tcb_t* sk, idx_t i, const uint8_t* p, uint32_t n) noexcept nogil:
     """n more bytes of payload at the end of the queue, in its last record. 0 or -E_NOMEM (nothing changed)."""
     cdef srec_t* r = sr_at(e, i)
-    if not sk.payload & PAYLOAD_PATTERN and sq_store_(e, sk, p, n) != 0:
+    if not sk.sflags & SF_NO_RINGS and sq_store_(e, sk, p, n) != 0:
         return -E_NOMEM
     r.len += n
     r.end_seq += n

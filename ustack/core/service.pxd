@@ -4,7 +4,7 @@
 # each, `Connection: close` or HTTP/1.0 ends the connection. They exist to measure the stack without Python, and as `ustack serve inetd`.
 # service_pump is called by the driver once per batch, under the lock: it runs the sockets with wake-ups and leaves all others on e.ready.
 # A service keeps no data of its own: what cannot be sent yet stays in the receive queue, so the peer's window closes. What discard and
-# chargen receive is never stored, and what chargen sends is not copied (tcb.payload).
+# chargen receive is never stored, and what chargen sends is not copied (SF_NO_RINGS).
 
 from libc.string cimport memcpy
 
@@ -14,7 +14,7 @@ from ustack.core.sendmsg cimport tcp_sendmsg
 from ustack.core.sock cimport sk_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
-    PAYLOAD_PATTERN, PAYLOAD_SINK, SF_DEAD, SF_IN_READY, SF_NOSPACE, TCP_NAGLE_OFF, tcb_t,
+    SF_DEAD, SF_IN_READY, SF_NOSPACE, SF_NO_RINGS, TCP_NAGLE_OFF, tcb_t,
 )
 from ustack.core.types cimport (
     E_AGAIN, E_INVAL, MSG_MORE, MSG_PEEK, MSG_TRUNC, TCP_LISTEN, idx_t, int64_t, uint8_t, uint32_t,
@@ -199,9 +199,7 @@ cdef inline void svc_run(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
             c.svc = sk.svc
             c.nonagle = TCP_NAGLE_OFF
             if c.svc == SVC_DISCARD or c.svc == SVC_CHARGEN:
-                c.payload = PAYLOAD_SINK
-                if c.svc == SVC_CHARGEN:
-                    c.payload |= PAYLOAD_PATTERN
+                c.sflags |= SF_NO_RINGS
             svc_run(e, c, buf)
         return
     if sk.svc == SVC_ECHO:

@@ -63,7 +63,8 @@ cdef enum:
     SF_RECVTOS = 0x8000000
     SF_TIMESTAMP = 0x10000000   # SO_TIMESTAMP
     SF_TIMESTAMPNS = 0x20000000
-    SF_ACK_BATCHED = 0x40000000 # an ACK that was due at once waits for the end of the batch (engine_batch)
+    SF_ACK_BATCHED = 0x40000000  # an ACK that was due at once waits for the end of the batch (engine_batch)
+    SF_NO_RINGS = 0x80000000     # discard, chargen: what comes is not kept, what goes is the text of pattern.pxd
     # tcb.sock_state: socket->state of Linux
     SS_UNCONNECTED = 1
     SS_CONNECTING = 2
@@ -112,9 +113,6 @@ cdef enum:
     TCP_INIT_CWND = 10
     MAX_TCP_WINDOW = 32767
     MAX_TCP_OPTION_SPACE = 40
-    # tcb.payload: where the bytes of a built-in service's connection are not kept
-    PAYLOAD_SINK = 1            # received: nobody will read them
-    PAYLOAD_PATTERN = 2         # sent: the text of pattern.pxd
     CA_PRIV_WORDS = 8           # private state of the congestion control in the socket
     CA_EXT_WORDS = 14           # ... of those that take a record for it
 
@@ -323,7 +321,6 @@ cdef struct tcb_t:
     uint8_t cc_user             # set by setsockopt or a route
     uint8_t pacing_needed       # sk_pacing_status: asked for by bbr or SO_MAX_PACING_RATE
     uint8_t svc                 # SVC_*: the engine serves this socket itself (service.pxd)
-    uint8_t payload             # PAYLOAD_*
     uint8_t sock_state          # SS_*
     uint64_t ca_priv[CA_PRIV_WORDS]     # BBR and CC_USER: [0] is the address of their record (sock.pxd: sk_ca)
     # congestion and recovery

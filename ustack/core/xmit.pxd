@@ -32,7 +32,7 @@ from ustack.core.stats cimport (
     MIB_IpOutNoRoutes, MIB_TcpExtTCPAbortFailed, MIB_TcpExtTCPAckCompressed, MIB_TcpOutRsts, MIB_TcpOutSegs, mib_add, mib_inc,
 )
 from ustack.core.tcb cimport (
-    ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, PAYLOAD_PATTERN, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
+    ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, SF_NO_RINGS, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
 )
 from ustack.core.types cimport (
     E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_PSH, TH_RST, TH_SYN, TH_URG,
@@ -227,7 +227,7 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
     f.hlen += doff
     f.flags |= TXF_CSUM_PARTIAL
     if r.len:
-        if sk.payload & PAYLOAD_PATTERN:
+        if sk.sflags & SF_NO_RINGS:
             f.p0 = pattern_at(sr_payload_seq(r) - sk.iss - 1)
             f.l0 = r.len
         else:
