@@ -14,6 +14,7 @@ from tests.interop.conftest import STACK, TunLab, WebServer
 
 pytestmark = pytest.mark.root
 URL = f"http://{STACK}/file"
+LARGE = 100_000_000
 
 
 def sha(data: bytes) -> str:
@@ -21,7 +22,7 @@ def sha(data: bytes) -> str:
 
 
 def download(lab: TunLab, server: WebServer, into: Path, seconds: int = 45) -> subprocess.CompletedProcess[bytes]:
-    got = lab.ns.run("curl", "-sS", "-m", str(seconds), "-o", str(into), URL)
+    got = lab.ns.run("curl", "-sS", "-m", str(seconds), "-o", str(into), URL, timeout=seconds + 10)
     assert got.returncode == 0, got.stderr
     assert sha(into.read_bytes()) == sha(server.blob)
     return got
@@ -29,7 +30,7 @@ def download(lab: TunLab, server: WebServer, into: Path, seconds: int = 45) -> s
 
 def upload(lab: TunLab, server: WebServer, blob: bytes, path: Path, seconds: int = 45) -> None:
     path.write_bytes(blob)
-    got = lab.ns.run("curl", "-sS", "-m", str(seconds), "-T", str(path), URL)
+    got = lab.ns.run("curl", "-sS", "-m", str(seconds), "-T", str(path), URL, timeout=seconds + 10)
     assert got.returncode == 0, got.stderr
     server.join()
     assert server.uploads[-1] == sha(blob)
@@ -50,9 +51,9 @@ def test_both_ways(lab: TunLab, tmp_path: Path, offload: bool, mtu: int) -> None
 @pytest.mark.parametrize("off", ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"])
 def test_a_kernel_without(lab: TunLab, tmp_path: Path, off: str) -> None:
     lab.ns.sysctl(f"net.ipv4.{off}", 0)
-    server = WebServer(lab.stack(), os.urandom(2_000_000))
+    server = WebServer(lab.stack(), os.urandom(LARGE))
     download(lab, server, tmp_path / "down")
-    upload(lab, server, os.urandom(2_000_000), tmp_path / "up")
+    upload(lab, server, os.urandom(LARGE), tmp_path / "up")
     assert server.errors == []
 
 
@@ -96,12 +97,24 @@ def test_a_slow_line_is_filled_and_not_broken(lab: TunLab, tmp_path: Path) -> No
     assert server.errors == []
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(180)
 def test_a_large_file_both_ways(lab: TunLab, tmp_path: Path) -> None:
-    server = WebServer(lab.stack(), os.urandom(300_000_000))
+    server = WebServer(lab.stack(), os.urandom(LARGE))
     download(lab, server, tmp_path / "down", 80)
-    upload(lab, server, os.urandom(300_000_000), tmp_path / "up", 80)
+    upload(lab, server, os.urandom(LARGE), tmp_path / "up", 80)
+    assert server.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("off", ["nothing", "tcp_timestamps", "tcp_sack", "tcp_window_scaling"])
+def test_a_large_file_through_a_bad_line(lab: TunLab, tmp_path: Path, off: str) -> None:
+    """2 % loss, 5 ms, reordering and duplicates, both ways: 100 MB each way."""
+    if off != "nothing":
+        lab.ns.sysctl(f"net.ipv4.{off}", 0)
+    link = ustack.ImpairedLink(lab.tun(), loss=0.02, delay=0.005, reorder=0.02, duplicate=0.02, seed=5)
+    server = WebServer(lab.stack(link), os.urandom(LARGE))
+    download(lab, server, tmp_path / "down", 400)
+    upload(lab, server, os.urandom(LARGE), tmp_path / "up", 400)
     assert server.errors == []
 
 
