@@ -18,6 +18,7 @@ from ustack.core.types cimport (
 )
 from ustack.core.config cimport N_SYSCTLS, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
+from ustack.core.cc_bbr cimport bbr_get_info
 from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
 from ustack.core.engine cimport (
     engine_batch, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
@@ -42,12 +43,12 @@ from ustack.core.service cimport (
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
 from ustack.core.state cimport engine_t, event_t, route_t
 from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
-from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, tcb_t
+from ustack.core.tcb cimport CC_BBR, SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, skopt_t, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
     TXF_LOCAL, tx_batch_done, tx_batch_free, tx_copy_payload, tx_len, tx_payload, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
 )
-from ustack.core.types cimport DROP_REASONS, TCP_SYN_SENT
+from ustack.core.types cimport DROP_REASONS, TCP_SYN_SENT, TCP_TIME_WAIT
 from ustack.core.user cimport (
     close_is_lingering, user_accept, user_bind, user_close, user_close_finish, user_connect, user_connect_result,
     user_disconnect, user_getpeername, user_getsockname, user_ioctl, user_listen, user_poll, user_shutdown, user_socket,

@@ -105,6 +105,8 @@ def _set(stack: Stack, ask: dict[str, Any]) -> str:
 
 _OPS: dict[str, Callable[[Stack, dict[str, Any]], Any]] = {
     "ss": lambda stack, ask: stack.ss(ask.get("args", "-tan")),
+    "ss_cells": lambda stack, ask: stack.ss_cells(ask.get("args", "-tan")),
+    "ss_summary": lambda stack, ask: stack.ss_text("-s"),
     "listeners": lambda stack, ask: [
         {k: v for k, v in row.items() if not isinstance(v, bytes)}
         for row in _fastpath.dump(stack.engine) if row["kind"] == "listen"

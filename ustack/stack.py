@@ -15,7 +15,7 @@ import struct
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ustack import _fastpath
@@ -142,11 +142,37 @@ class Stack:
         """Packets discarded, by reason (Linux's names where the kernel has one)."""
         return _fastpath.drop_counters(self.engine)
 
-    def ss(self, args: str = "-tan") -> list[dict[str, Any]]:
+    def ss(self, args: str | Sequence[str] = "-tan") -> list[dict[str, Any]]:
         """The rows of `ss ARGS`: {"state", "recvq", "sendq", "local", "peer", "info"}."""
         from ustack.observe import ss
 
-        return ss.rows(self._dump(), args)
+        return ss.rows(self._dump(), args, self._where())
+
+    def ss_text(self, args: str | Sequence[str] = "-tan", width: int | None = None) -> str:
+        """What `ss ARGS` prints, byte for byte. width: columns of the terminal; None: stdout is no terminal."""
+        from ustack.observe import ss
+
+        query = ss.parse(args)
+        head = ss.summary(self._dump(), self.n_sockets()) if "s" in query.flags else ""
+        if head and not query.tables:
+            return head
+        return head + ss.print_cells(self.ss_cells(args), query, width)
+
+    def ss_cells(self, args: str | Sequence[str] = "-tan") -> list[list[str]]:
+        """The cells of ss's table before they are laid out in columns (ustack.observe.ss.print_cells)."""
+        from ustack.observe import ss
+
+        return ss.cells(self._dump(), ss.parse(args), self._where())
+
+    def n_sockets(self) -> int:
+        """TCP sockets there are, unbound ones and orphans too; no half-open connections, no TIME_WAIT."""
+        return int(_fastpath.accounting(self.engine)["sockets"])
+
+    def _where(self) -> Any:
+        from ustack.observe.ss import Where
+
+        low, high = self.sysctl["net.ipv4.ip_local_port_range"].split()
+        return Where.here((int(low), int(high)))
 
     def requests(self, listener: Socket | None = None) -> list[dict[str, Any]]:
         """Every half-open connection (of one listener): age, retransmissions, next expiry, young or old, options."""

@@ -51,8 +51,8 @@ class FakeStack:
     def nstat(self) -> dict[str, int]:
         return dict(self.counters)
 
-    def ss(self, args: str = "-tan") -> list[dict[str, Any]]:
-        return ss.rows(self.dump, args)
+    def ss_text(self, args: str = "-tan") -> str:
+        return ss.text(self.dump, args)
 
     def route(self, text: str) -> None:
         if "nonsense" in text:

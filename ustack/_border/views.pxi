@@ -10,14 +10,18 @@ cdef struct snap_t:
     int timer                   # 0 none, 1 on, 2 keepalive, 3 timewait, 4 persist
     int retrans
     uint32_t gen
+    uint32_t index              # of the request or TIME_WAIT record
     ns_t expires
     ns_t now
     tcb_t sk
+    skopt_t opt
     req_t rq
     tw_t tw
     listener_t l
     uint8_t info[TCP_INFO_SIZE]
     uint8_t mem[36]
+    uint8_t has_bbr
+    uint32_t bbr[5]             # struct tcp_bbr_info
 
 
 cdef inline void snap_timer(engine_t* e, snap_t* s, int timer, uint32_t id, int retrans) noexcept nogil:
@@ -31,11 +35,16 @@ cdef inline void snap_sock(engine_t* e, tcb_t* sk, snap_t* s) noexcept nogil:
     cdef uint32_t retrans = (<uint32_t> TM_RETRANS << REF_SHIFT) | sk.idx
     cdef uint32_t keep = (<uint32_t> TM_KEEP << REF_SHIFT) | sk.idx
     s.sk = sk[0]
+    s.opt = sk.opt[0]
     s.gen = pool_gen(&e.tcb, sk.idx)
     if sk.state == TCP_LISTEN:
         s.l = lst_at(e, sk.listener)[0]
     tcp_get_info(e, sk, s.info)
     sk_get_meminfo(e, sk, s.mem)
+    s.has_bbr = sk.cc == CC_BBR and sk.state < TCP_TIME_WAIT
+    memset(s.bbr, 0, sizeof(s.bbr))
+    if s.has_bbr and sk.ca_initialized:
+        bbr_get_info(sk, s.bbr)
     if sk.icsk_pending == 1 or sk.icsk_pending == 5 or sk.icsk_pending == 6:
         snap_timer(e, s, 1, retrans, sk.retransmits)
     elif sk.icsk_pending == 3:
@@ -49,6 +58,7 @@ cdef inline void snap_ref(engine_t* e, ref_t ref, snap_t* s) noexcept nogil:
     memset(s, 0, sizeof(snap_t))
     s.kind = ref_kind(ref)
     s.now = e.now
+    s.index = i
     s.expires = NS_NEVER
     if s.kind == KIND_REQ:
         s.rq = req_at(e, i)[0]
@@ -78,15 +88,19 @@ cdef dict row_of(snap_t* s):
                  rcv_wscale=s.rq.wscales & 15, wscale_ok=bool(s.rq.flags & RQ_WSCALE_OK), sack_ok=bool(s.rq.flags & RQ_SACK_OK),
                  tstamp_ok=bool(s.rq.flags & RQ_TSTAMP_OK), ecn_ok=bool(s.rq.flags & RQ_ECN_OK),
                  acked=bool(s.rq.flags & RQ_ACKED), ts_recent=s.rq.ts_recent, listener=s.rq.listener,
-                 listener_open=bool(s.l.listening))
+                 listener_open=bool(s.l.listening), id=(<uint64_t> KIND_REQ << 32) | s.index)
         return d
     if s.kind == KIND_TW:
         d = row_base(s, "tw", s.tw.substate, s.tw.en.laddr, s.tw.en.faddr, s.tw.en.ports)
-        d.update(recvq=0, sendq=0, rcv_nxt=s.tw.rcv_nxt, snd_nxt=s.tw.snd_nxt, ts_recent=s.tw.ts_recent)
+        d.update(recvq=0, sendq=0, rcv_nxt=s.tw.rcv_nxt, snd_nxt=s.tw.snd_nxt, ts_recent=s.tw.ts_recent, id=(<uint64_t> KIND_TW << 32) | s.index)
         return d
     d = row_base(s, "listen" if s.sk.state == TCP_LISTEN else "sock", s.sk.state, s.sk.en.laddr, s.sk.en.faddr, s.sk.en.ports)
     d.update(handle=<uint64_t> s.sk.idx | (<uint64_t> s.gen << 32), info=(<char*> s.info)[:TCP_INFO_SIZE],
-             meminfo=(<char*> s.mem)[:36], uid=s.sk.opt.uid, cc=s.sk.cc, dead=bool(s.sk.sflags & SF_DEAD))
+             meminfo=(<char*> s.mem)[:36], uid=s.opt.uid, cc=s.sk.cc, dead=bool(s.sk.sflags & SF_DEAD),
+             owned=bool(s.sk.sflags & SF_ACCEPTED) and not s.sk.sflags & SF_DEAD, mark=s.opt.mark, tos=s.sk.tos, priority=s.opt.priority,
+             shutdown=s.sk.shutdown, userlocks=s.sk.userlocks)
+    if s.has_bbr:
+        d["bbr"] = (<char*> s.bbr)[:20]
     if s.sk.state == TCP_LISTEN:
         d["laddr"] = dotted(s.sk.rcv_saddr)
         d.update(recvq=s.l.ackq, sendq=s.l.maxq, qlen=s.l.qlen, young=s.l.young, drops=s.l.drops, qlen_max=s.l.qlen_max,

@@ -554,3 +554,15 @@ cdef inline void bbr_set_state(engine_t* e, tcb_t* sk, uint8_t state) noexcept n
     b.full_bw = 0
     b.round_start = 1
     bbr_lt_sampling(e, sk, True, False)
+
+
+# ---- for views -------------------------------------------------------------------------------------------------------------------
+cdef inline void bbr_get_info(tcb_t* sk, uint32_t* out) noexcept nogil:
+    """struct tcp_bbr_info: bandwidth in bytes/s (low, high word), smallest RTT in us, gains (256 = 1)."""
+    cdef bbr_t* b = bbr_of(sk)
+    cdef uint64_t bw = (<uint64_t> bbr_bw(b) * sk.mss_cache * 1000000ULL) >> BBR_BW_SHIFT
+    out[0] = <uint32_t> bw
+    out[1] = <uint32_t> (bw >> 32)
+    out[2] = b.min_rtt_us
+    out[3] = b.pacing_gain
+    out[4] = b.cwnd_gain

@@ -5,7 +5,7 @@
 # Times in tcb_t and srec_t are ns; the arithmetic is done in whole microseconds, as the kernel's is.
 # tcp_rate_skb_sent is called by output for each (re)transmission, before packets_out is raised; the rest by ack and sack.
 
-from ustack.core.types cimport uint32_t, uint64_t
+from ustack.core.types cimport TH_SYN, uint32_t, uint64_t
 from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of
 from ustack.core.records cimport SR_EVER_RETRANS, SR_REPAIRED, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.sendq cimport tcp_packets_in_flight
@@ -29,7 +29,8 @@ cdef inline void tcp_rate_skb_sent(engine_t* e, tcb_t* sk, srec_t* r) noexcept n
     r.delivered_time = sk.delivered_mstamp
     r.delivered = sk.delivered
     r.delivered_ce = sk.delivered_ce
-    r.rate_valid = 1
+    # A SYN comes before any delivery: it gives no sample.
+    r.rate_valid = 1 if not r.flags & TH_SYN else 0
     r.app_limited = 1 if sk.app_limited else 0
 
 

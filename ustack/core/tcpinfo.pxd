@@ -34,10 +34,11 @@ cdef inline uint32_t ms_since(engine_t* e, ns_t t) noexcept nogil:
 
 
 cdef inline uint64_t chrono_us(engine_t* e, tcb_t* sk, int chrono) noexcept nogil:
-    cdef uint32_t total = sk.chrono_stat[chrono - 1]
+    """Microseconds in whole ticks: the kernel counts these times in jiffies."""
+    cdef ns_t total = sk.chrono_stat[chrono - 1]
     if sk.chrono_type == chrono:
         total += <uint32_t> (e.now // NS_PER_MS) - sk.chrono_start
-    return <uint64_t> total * 1000
+    return <uint64_t> (total * NS_PER_MS // e.tick * e.tick // NS_PER_US)
 
 
 cdef inline uint64_t delivery_rate(tcb_t* sk) noexcept nogil:
@@ -144,6 +145,7 @@ cdef inline void sk_get_meminfo(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nog
     put_u32(p, 0, sk.rmem_alloc)
     put_u32(p, 4, sk.rcvbuf)
     put_u32(p, 12, sk.sndbuf)
+    put_u32(p, 16, sk.fwd_alloc)
     put_u32(p, 20, sk.wmem_queued)
     if sk.state == TCP_LISTEN:
         put_u32(p, 32, lst_at(e, sk.listener).drops)

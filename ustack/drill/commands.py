@@ -187,15 +187,11 @@ class Commands:
     def ss(self, args: list[str], stdin: str) -> Result:
         words = " ".join(args)
         try:
-            query = observed.parse(words)
-            rows = self.port.stack.ss(words)
+            if not observed.parse(args).has_tcp:
+                raise UnsupportedError(f"ss {words}")
+            return Result(0, self.port.stack.ss_text(words))
         except ValueError as error:
             raise UnsupportedError(str(error)) from None
-        if query.flags - set("Htanl4"):
-            raise UnsupportedError(f"ss {words}")
-        if len(query.states) == 1:  # ss leaves the column out then
-            rows = [{**row, "state": ""} for row in rows]
-        return Result(0, observed.text(rows, header="H" not in query.flags))
 
     def nstat(self, args: list[str], stdin: str) -> Result:
         flags = "".join(a[1:] for a in args if a.startswith("-"))

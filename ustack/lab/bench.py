@@ -172,6 +172,13 @@ class Bench:
         step["rows"] = self.kernel.ss(args)
         self._drain()
 
+    def ss_text(self, args: str) -> None:
+        """The bytes that ss prints."""
+        self._drain()
+        step = self._step(ss_text=args, text="")
+        step["text"] = self.kernel.ss_text(args)
+        self._drain()
+
     # ---- calls
 
     def _socket(self, name: str) -> socket.socket:

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -129,15 +130,19 @@ class Kernel:
                         out[prefix + key] = int(number)
         return out
 
+    def ss_text(self, args: str) -> str:
+        """What `ss ARGS` prints."""
+        done = _run(["ss", *shlex.split(args)])
+        if done.returncode:
+            raise errors.ScenarioError(f"ss {args}: {done.stderr.strip()}")
+        return done.stdout
+
     def ss(self, args: str) -> list[dict[str, Any]]:
         """The socket table as rows."""
         words = args.split()
-        done = _run(["ss", "-H", *words])
-        if done.returncode:
-            raise errors.ScenarioError(f"ss {args}: {done.stderr.strip()}")
         only = [STATES.get(words[words.index("state") + 1], "")] if "state" in words else []
         rows: list[dict[str, Any]] = []
-        for line in done.stdout.splitlines():
+        for line in self.ss_text(f"-H {args}").splitlines():
             if line[:1] in "\t " and rows:
                 rows[-1]["info"] = (rows[-1].get("info", "") + " " + line.strip()).strip()
                 continue

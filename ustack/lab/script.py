@@ -204,7 +204,7 @@ class Script:
         b = self.bench
         simple: dict[str, Callable[[], None]] = {
             "wait": lambda: b.wait(float(rest)), "until": lambda: b.wait_until(float(rest)), "mark": lambda: b.mark(rest or "mark"),
-            "ss": lambda: b.ss(rest or "-tan"), "get": lambda: b.sysctl_get(rest), "route": lambda: b.route(rest),
+            "ss": lambda: b.ss(rest or "-tan"), "ss_text": lambda: b.ss_text(rest), "get": lambda: b.sysctl_get(rest), "route": lambda: b.route(rest),
             "link": lambda: b.link(int(rest)), "note": lambda: b.note(rest), "join": lambda: b.join(),
             "addr": lambda: b.address(*rest.split(" ", 1)),
             "here": lambda: setattr(self, "here", rest), "port": lambda: setattr(self, "port", int(rest)),

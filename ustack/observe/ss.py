@@ -1,339 +1,207 @@
 """The socket table as iproute2's `ss` prints it, from the rows of `Engine.dump()`.
 
-`rows(dump, args)` takes ss's own words (`-tan state syn-recv sport = :80`) and gives one dict per
-socket: {"state", "recvq", "sendq", "local", "peer"} and "info" when there is a rest of the line (timers
-with -o, identity with -e, memory with -m, TCP internals with -i). `text()` is the plain form. Formats,
-order of the words and the conditions under which a word is left out are those of ss 6.1, whose
-peculiarities (`3.840ms` for 3.84 s) are kept since readers and scripts know them.
+`rows(dump, args)` takes ss's own words (`-tan state syn-recv sport = :80`) and gives one dict per socket: {"state", "recvq", "sendq", "local",
+"peer"} and "info" when there is a rest of the line. `text(dump, args)` is what ss would print, byte for byte (`cells` and `layout` are its two
+halves: a control socket carries the cells, the terminal's width is known at the other end). What the words mean stands in ss_query, the rest of
+a line in ss_words, the columns in ss_layout.
 
-A row of the dump: kind "listen"|"sock"|"req"|"tw", state (Linux's number), laddr, lport, faddr, fport,
-recvq, sendq, timer (ss's name or None), timer_expires_ns (what is left of it), retrans; sockets besides
-info (the bytes of TCP_INFO), meminfo (those of SO_MEMINFO), cc (number or name), uid, handle.
+A row of the dump: kind "listen"|"sock"|"req"|"tw", state (Linux's number), laddr, lport, faddr, fport, recvq, sendq, timer (ss's name or None),
+timer_expires_ns (what is left of it), retrans, id; sockets besides: info (the bytes of TCP_INFO), meminfo (those of SO_MEMINFO), cc (number or
+name), bbr, uid, mark, tos, shutdown, handle, owned (a program holds it).
 """
 
 from __future__ import annotations
 
-import operator
-import shlex
+import functools
+import os
+import socket
 import struct
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .tcp_info import (
-    OPT_ECN,
-    OPT_ECN_SEEN,
-    OPT_SACK,
-    OPT_SYN_DATA,
-    OPT_TIMESTAMPS,
-    OPT_WSCALE,
-    decode,
-)
+from .ss_layout import layout
+from .ss_query import LISTEN, Query, Row, UsageError, parse
+from .ss_words import ms_timer, skmem_text, tcp_text
 
-Row = Mapping[str, Any]
+__all__ = ["STATES", "Query", "UsageError", "Where", "cells", "layout", "ms_timer", "parse", "print_cells", "rows", "skmem_text", "summary",
+           "tcp_text", "text"]
 
 STATES = {1: "ESTAB", 2: "SYN-SENT", 3: "SYN-RECV", 4: "FIN-WAIT-1", 5: "FIN-WAIT-2", 6: "TIME-WAIT",
           7: "UNCONN", 8: "CLOSE-WAIT", 9: "LAST-ACK", 10: "LISTEN", 11: "CLOSING", 12: "SYN-RECV"}
-_WORDS = {"established": 1, "syn-sent": 2, "syn-recv": 3, "fin-wait-1": 4, "fin-wait-2": 5, "time-wait": 6,
-          "closed": 7, "close": 7, "close-wait": 8, "last-ack": 9, "listening": 10, "listen": 10,
-          "closing": 11}
-_ALL = frozenset(range(1, 12))
-_CONNECTED = _ALL - {10, 7, 6, 3}
-_GROUPS = {"all": _ALL, "connected": _ALL - {10, 7}, "synchronized": _ALL - {10, 7, 2},
-           "bucket": frozenset({3, 6}), "big": _ALL - {3, 6}}
 CONGESTION_CONTROLS = {0: "reno", 1: "cubic", 2: "bbr"}
-LISTEN = 10
-FLAGS = "talnoiemH46pr"
 
 
-class UsageError(ValueError):
-    """The words are not ss's."""
+@dataclass(frozen=True)
+class Where:
+    """What the words need to know about the process: name and pid for -p, its cgroup for -e, which ports have no service names."""
+
+    program: str = "ustack"
+    pid: int = 0
+    cgroup: str = "/"
+    ephemeral: tuple[int, int] = (32768, 60999)
+
+    @staticmethod
+    def here(ephemeral: tuple[int, int] = (32768, 60999)) -> Where:
+        """This process."""
+        try:
+            program = Path("/proc/self/comm").read_text().strip()
+            cgroup = next(line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0:"))
+        except (OSError, StopIteration):
+            program, cgroup = "ustack", "/"
+        return Where(program, os.getpid(), cgroup, ephemeral)
 
 
-@dataclass
-class Query:
-    """What the words of the command line ask for."""
-
-    flags: set[str] = field(default_factory=set)
-    states: frozenset[int] = _CONNECTED
-    matches: list[Callable[[Row], bool]] = field(default_factory=list)
-
-    def wants(self, row: Row) -> bool:
-        state = 3 if row["state"] == 12 else row["state"]
-        return state in self.states and all(m(row) for m in self.matches)
+# ---- the rest of the line ------------------------------------------------------------------------------------------------------------
 
 
-def _states(word: str) -> frozenset[int]:
-    if word in _GROUPS:
-        return _GROUPS[word]
-    if word in _WORDS:
-        return frozenset({_WORDS[word]})
-    raise UsageError(f"ss: wrong state name: {word}")
+def _timer(row: Row) -> str:
+    if not row.get("timer"):
+        return ""
+    return f"timer:({row['timer']},{ms_timer((row['timer_expires_ns'] or 0) // 1_000_000)},{row.get('retrans', 0)})"
 
 
-_OPS: dict[str, Callable[[int, int], bool]] = {
-    word: test for words, test in (
-        ("= == eq", operator.eq), ("!= ne neq", operator.ne), ("> gt", operator.gt), ("< lt", operator.lt),
-        (">= ge geq", operator.ge), ("<= le leq", operator.le)) for word in words.split()
-}
+def _process(row: Row, where: Where) -> str:
+    return f'users:(("{where.program}",pid={where.pid},fd={row.get("handle", 0) & 0xFFFFFFFF}))' if row.get("owned") else ""
 
 
-def _endpoint(side: str, op: str, text: str) -> Callable[[Row], bool]:
-    """`sport = :80`, `dst 192.0.2.2:80` and their kin as a test on a row."""
-    addr_key, port_key = ("laddr", "lport") if side in ("sport", "src") else ("faddr", "fport")
-    if ":" in text:
-        host, _, port = text.rpartition(":")
-    else:
-        host, port = ("", text) if side.endswith("port") else (text, "")
-    if port not in ("", "*") and not port.isdigit():
-        raise UsageError(f"ss: {port!r} is not a port")
-    wanted = int(port) if port not in ("", "*") else None
-    compare = _OPS[op]
-
-    def test(row: Row) -> bool:
-        value = row[port_key]
-        if host not in ("", "*") and row[addr_key] != host:
-            return compare is operator.ne
-        if wanted is None:
-            return True
-        return compare(value, wanted)
-    return test
+def _tos(row: Row) -> str:
+    return f"tos:{row.get('tos', 0):#x} class_id:{row.get('priority', 0):#x}".replace(":0x0", ":0")
 
 
-def parse(args: str) -> Query:
-    """The words of an ss command line (without pipes)."""
-    query = Query()
-    words = shlex.split(args)
-    chosen: frozenset[int] | None = None
-    i = 0
-    while i < len(words):
-        word = words[i]
-        if word.startswith("-") and not word.startswith("--"):
-            for letter in word[1:]:
-                if letter not in FLAGS:
-                    raise UsageError(f"ss: unknown option -{letter}")
-                query.flags.add(letter)
-            i += 1
-        elif word in ("state", "exclude") and i + 1 < len(words):
-            states = _states(words[i + 1])
-            if word == "state":
-                chosen = (chosen or frozenset()) | states
-            else:
-                chosen = (chosen if chosen is not None else _ALL) - states
-            i += 2
-        elif word in ("sport", "dport", "src", "dst") and i + 1 < len(words):
-            op = words[i + 1] if words[i + 1] in _OPS else "="
-            i += 2 if words[i + 1] in _OPS else 1
-            if i >= len(words):
-                raise UsageError(f"ss: {word} needs a value")
-            query.matches.append(_endpoint(word, op, words[i]))
-            i += 1
-        elif word in ("and", "&", "&&", "(", ")"):
-            i += 1
-        else:
-            raise UsageError(f"ss: what is {word!r}?")
-    if chosen is not None:
-        query.states = chosen
-    elif "a" in query.flags:
-        query.states = _ALL
-    elif "l" in query.flags:
-        query.states = frozenset({LISTEN, 7})
-    return query
-
-
-def ms_timer(ms: int) -> str:
-    """A remaining time as ss writes it: `1min`, `3.840ms` (that is 3.84 s), `960ms`, `59sec`; empty for
-    none."""
-    ms = max(0, ms)
-    seconds, ms = divmod(ms, 1000)
-    minutes, seconds = divmod(seconds, 60)
-    out = ""
-    if minutes:
-        ms = 0
-        out = f"{minutes}min"
-        if minutes > 9:
-            seconds = 0
-    if seconds:
-        if seconds > 9:
-            ms = 0
-        out += f"{seconds}{'.' if ms else 'sec'}"
-    if ms:
-        out += f"{ms:03d}ms"
-    return out
-
-
-def _bandwidth(bits: float, numeric: bool) -> str:
-    if numeric:
-        return f"{bits:.0f}"
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if bits > size:
-            return f"{bits / size:.3g}{unit}"
-    return f"{bits:g}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part // 1000}ms({100.0 * part / whole if whole else 0.0:.1f}%)"
-
-
-def _option_words(options: int) -> Iterable[str]:
-    """What was negotiated; ss shows it with -o or -e only."""
-    for bit, word in ((OPT_TIMESTAMPS, "ts"), (OPT_SACK, "sack"), (OPT_ECN, "ecn"), (OPT_ECN_SEEN, "ecnseen"),
-                      (OPT_SYN_DATA, "fastopen")):
-        if options & bit:
-            yield word
-
-
-def _tcp_words(info: Mapping[str, int], cc: str, listening: bool) -> Iterable[str]:
-    """Congestion control and the figures up to the segment counts."""
-    options = info["options"]
-    if cc:
-        yield cc
-    if options & OPT_WSCALE:
-        yield f"wscale:{info['snd_wscale']},{info['rcv_wscale']}"
-    if info["rto_us"] and info["rto_us"] != 3_000_000:
-        yield f"rto:{info['rto_us'] / 1000:g}"
-    if info["backoff"]:
-        yield f"backoff:{info['backoff']}"
-    if info["rtt_us"]:
-        yield f"rtt:{info['rtt_us'] / 1000:g}/{info['rttvar_us'] / 1000:g}"
-    if info["ato_us"]:
-        yield f"ato:{info['ato_us'] / 1000:g}"
-    for key, word in (("snd_mss", "mss"), ("pmtu", "pmtu"), ("rcv_mss", "rcvmss"), ("advmss", "advmss"),
-                      ("snd_cwnd", "cwnd")):
-        if info[key]:
-            yield f"{word}:{info[key]}"
-    if not listening and info["snd_ssthresh"] < 0xFFFF:
-        yield f"ssthresh:{info['snd_ssthresh']}"
-    for key in ("bytes_sent", "bytes_retrans", "bytes_acked", "bytes_received", "segs_out", "segs_in",
-                "data_segs_out", "data_segs_in"):
-        if info.get(key):
-            yield f"{key}:{info[key]}"
-
-
-def _rate_words(info: Mapping[str, int], numeric: bool) -> Iterable[str]:
-    if info["rtt_us"] and info["snd_mss"] and info["snd_cwnd"]:
-        yield f"send {_bandwidth(info['snd_cwnd'] * info['snd_mss'] * 8e6 / info['rtt_us'], numeric)}bps"
-    for key in ("last_data_sent_ms", "last_data_recv_ms", "last_ack_recv_ms"):
-        if info[key]:
-            word = {"last_data_sent_ms": "lastsnd", "last_data_recv_ms": "lastrcv"}.get(key, "lastack")
-            yield f"{word}:{info[key]}"
-    pacing = info["pacing_rate"]
-    if pacing and pacing != 0xFFFFFFFFFFFFFFFF:
-        word = f"pacing_rate {_bandwidth(pacing * 8.0, numeric)}bps"
-        limit = info["max_pacing_rate"]
-        if limit and limit != 0xFFFFFFFFFFFFFFFF:
-            word += f"/{_bandwidth(limit * 8.0, numeric)}bps"
-        yield word
-    if info["delivery_rate"]:
-        yield f"delivery_rate {_bandwidth(info['delivery_rate'] * 8.0, numeric)}bps"
-
-
-def _state_words(info: Mapping[str, int], listening: bool) -> Iterable[str]:
-    """Delivery, limits, the retransmission state and the receive side."""
-    for key in ("delivered", "delivered_ce"):
-        if info.get(key):
-            yield f"{key}:{info[key]}"
-    if info["delivery_rate_app_limited"]:
-        yield "app_limited"
-    if info["busy_time_us"]:
-        yield f"busy:{info['busy_time_us'] // 1000}ms"
-        for key, word in (("rwnd_limited_us", "rwnd_limited"), ("sndbuf_limited_us", "sndbuf_limited")):
-            if info[key]:
-                yield f"{word}:{_share(info[key], info['busy_time_us'])}"
-    if info["unacked"]:
-        yield f"unacked:{info['unacked']}"
-    if info["retrans"] or info["total_retrans"]:
-        yield f"retrans:{info['retrans']}/{info['total_retrans']}"
-    if info["lost"]:
-        yield f"lost:{info['lost']}"
-    if info["sacked"] and not listening:
-        yield f"sacked:{info['sacked']}"
-    for key in ("dsack_dups", "fackets"):
-        if info.get(key):
-            yield f"{key}:{info[key]}"
-    if info["reordering"] != 3:
-        yield f"reordering:{info['reordering']}"
-    if info.get("reord_seen"):
-        yield f"reord_seen:{info['reord_seen']}"
-    if info["rcv_rtt_us"]:
-        yield f"rcv_rtt:{info['rcv_rtt_us'] / 1000:g}"
-    for key, word in (("rcv_space", "rcv_space"), ("rcv_ssthresh", "rcv_ssthresh"),
-                      ("notsent_bytes", "notsent")):
-        if info[key]:
-            yield f"{word}:{info[key]}"
-    if info["min_rtt_us"] not in (0, 0xFFFFFFFF):
-        yield f"minrtt:{info['min_rtt_us'] / 1000:g}"
-    for key in ("rcv_ooopack", "snd_wnd"):
-        if info.get(key):
-            yield f"{key}:{info[key]}"
-
-
-def tcp_text(raw: bytes, cc: str, *, numeric: bool = True, options: bool = True) -> str:
-    """The words of `ss -i` for one socket's TCP_INFO; with the negotiated options as -o and -e add them."""
-    info = decode(raw.ljust(232, b"\0"))
-    listening = info["state"] == LISTEN
-    return " ".join([*(_option_words(info["options"]) if options else ()), *_tcp_words(info, cc, listening), *_rate_words(info, numeric),
-                     *_state_words(info, listening)])
-
-
-def _identity(row: Row) -> str:
+def _identity(row: Row, where: Where) -> str:
+    """Owner, inode (a handle's number; 0 for what no program holds), cookie; a full socket's cgroup and which directions are open."""
     words = [f"uid:{row['uid']}"] if row.get("uid") else []
-    if row.get("ino"):
-        words.append(f"ino:{row['ino']}")
-    words.append(f"sk:{row.get('sk', row.get('handle', 0)):x}")
-    return " ".join([*words, "cgroup:/", "<->"])
+    words += [f"ino:{row.get('handle', 0) & 0xFFFFFFFF if row.get('owned') else 0}", f"sk:{row.get('id', row.get('handle', 0)):x}"]
+    if row.get("mark"):
+        words.append(f"fwmark:{row['mark']:#x}")
+    if row["kind"] in ("sock", "listen"):
+        shut = row.get("shutdown", 0)
+        words += [f"cgroup:{where.cgroup}", f"{'-' if shut & 1 else '<'}-{'-' if shut & 2 else '>'}"]
+    return " ".join(words)
 
 
-def skmem_text(values: Iterable[int]) -> str:
-    names = ("r", "rb", "t", "tb", "f", "w", "o", "bl", "d")
-    return "skmem:(" + ",".join(f"{n}{v}" for n, v in zip(names, values, strict=False)) + ")"
-
-
-def info_text(row: Row, flags: set[str]) -> str:
-    """The rest of the line: what -o, -e, -m and -i add."""
+def _internals(row: Row, query: Query) -> str:
+    """What stands on the second line: memory, TCP internals."""
     words = []
-    if "o" in flags and row.get("timer"):
-        left = ms_timer((row["timer_expires_ns"] or 0) // 1_000_000)
-        words.append(f"timer:({row['timer']},{left},{row.get('retrans', 0)})")
-    real = row["kind"] in ("sock", "listen")
-    if "e" in flags and real:
-        words.append(_identity(row))
-    if "m" in flags and row.get("meminfo"):
+    if "m" in query.flags and row.get("meminfo"):
         raw = row["meminfo"]
         words.append(skmem_text(struct.unpack(f"={len(raw) // 4}I", raw)))
-    if "i" in flags and real and row.get("info"):
+    if "i" in query.flags and row["kind"] in ("sock", "listen") and row.get("info"):
         cc = row.get("cc", "")
         name = CONGESTION_CONTROLS.get(cc, "") if isinstance(cc, int) else cc
-        words.append(tcp_text(row["info"], name, numeric="n" in flags, options=bool(flags & {"o", "e"})))
+        words.append(tcp_text(row["info"], name, numeric="n" in query.flags, options=query.shows_options, bbr=row.get("bbr")))
     return " ".join(w for w in words if w)
 
 
-def _place(addr: str, port: int) -> str:
-    return f"{addr}:{port or '*'}"
+def _first_words(row: Row, query: Query, where: Where) -> str:
+    flags = query.flags
+    full = row["kind"] in ("sock", "listen")
+    words = [
+        _process(row, where) if flags & {"p", "T"} else "",
+        _timer(row) if query.shows_options else "",
+        _identity(row, where) if "e" in flags else "",
+        _tos(row) if "tos" in flags and full else "",
+        f"cgroup:{where.cgroup}" if "cgroup" in flags and full else "",
+    ]
+    return " ".join(w for w in words if w)
 
 
-def rows(dump: Iterable[Row], args: str = "-tan") -> list[dict[str, Any]]:
+# ---- rows and cells ------------------------------------------------------------------------------------------------------------------
+
+
+def rows(dump: Iterable[Row], args: str | Sequence[str] = "-tan", where: Where | None = None) -> list[dict[str, Any]]:
     """The rows that `ss ARGS` shows, listeners first."""
     query = parse(args)
-    found = sorted((r for r in dump if query.wants(r)), key=lambda r: r["state"] != LISTEN)
+    where = where or Where()
     out = []
-    for r in found:
-        row = {"state": STATES[r["state"]], "recvq": r["recvq"], "sendq": r["sendq"],
-               "local": _place(r["laddr"], r["lport"]), "peer": _place(r["faddr"], r["fport"])}
-        info = info_text(r, query.flags)
+    for r in _chosen(dump, query):
+        local, lport, peer, fport = _places(r, query, where)
+        row = {"state": STATES[r["state"]], "recvq": r["recvq"], "sendq": r["sendq"], "local": f"{local}:{lport}", "peer": f"{peer}:{fport}"}
+        info = " ".join(w for w in (_first_words(r, query, where), _internals(r, query)) if w)
         if info:
             row["info"] = info
         out.append(row)
     return out
 
 
-def text(table: Iterable[Mapping[str, Any]], *, header: bool = True) -> str:
-    """The table as columns."""
-    lines = [("State", "Recv-Q", "Send-Q", "Local Address:Port", "Peer Address:Port", "")] if header else []
-    lines += [(r["state"], str(r["recvq"]), str(r["sendq"]), r["local"], r["peer"], r.get("info", ""))
-              for r in table]
-    if not lines:
-        return ""
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    return "\n".join(" ".join([*(c.ljust(w) for c, w in zip(line, widths, strict=False)), line[5]]).rstrip()
-                     for line in lines) + "\n"
+def cells(dump: Iterable[Row], query: Query, where: Where) -> list[list[str]]:
+    """One list of texts per socket, as `layout` wants them."""
+    out = []
+    for r in _chosen(dump, query):
+        local, lport, peer, fport = _places(r, query, where)
+        rest = _first_words(r, query, where)
+        rest = f" {rest}" if rest else ""
+        if query.flags & {"m", "i"}:
+            internals = _internals(r, query)
+            rest += ("" if "O" in query.flags else "\n\t") + (f" {internals}" if internals else "")
+        out.append(["tcp", STATES[r["state"]], f"{r['recvq']:<6}", f"{r['sendq']:<6}", f"{local}:", lport, f"{peer}:", fport, rest])
+    return out
+
+
+def text(dump: Iterable[Row], args: str | Sequence[str] = "-tan", *, width: int | None = None, where: Where | None = None) -> str:
+    """What `ss ARGS` prints; width: that of the terminal, None when stdout is none."""
+    query = parse(args)
+    return print_cells(cells(dump, query, where or Where()), query, width)
+
+
+def print_cells(table: Sequence[Sequence[str]], query: Query, width: int | None = None) -> str:
+    """The second half of `text`."""
+    return layout(table, netid=query.shows_netid, state=query.shows_state, header="H" not in query.flags, width=width)
+
+
+def _chosen(dump: Iterable[Row], query: Query) -> list[Row]:
+    return sorted((r for r in dump if query.wants(r)), key=lambda r: r["state"] != LISTEN)
+
+
+def _places(row: Row, query: Query, where: Where) -> tuple[str, str, str, str]:
+    numeric = "n" in query.flags
+    resolve = "r" in query.flags
+    return (_host(row["laddr"], resolve), _port(row["lport"], numeric, where), _host(row["faddr"], resolve),
+            _port(row["fport"], numeric, where))
+
+
+def _host(addr: str, resolve: bool) -> str:
+    return _host_name(addr) if resolve and addr != "0.0.0.0" else addr
+
+
+@functools.lru_cache(1024)
+def _host_name(addr: str) -> str:
+    try:
+        return socket.gethostbyaddr(addr)[0]
+    except OSError:
+        return addr
+
+
+def _port(port: int, numeric: bool, where: Where) -> str:
+    if port == 0:
+        return "*"
+    low, high = where.ephemeral
+    return str(port) if numeric or low <= port <= high else _service(port)
+
+
+@functools.lru_cache(1024)
+def _service(port: int) -> str:
+    try:
+        return socket.getservbyport(port, "tcp")
+    except OSError:
+        return str(port)
+
+
+# ---- ss -s ---------------------------------------------------------------------------------------------------------------------------
+
+
+def summary(dump: Iterable[Row], sockets: int) -> str:
+    """What `ss -s` prints. sockets: all TCP sockets there are, unbound ones too; as in ss TIME_WAIT counts among the closed."""
+    table = [r for r in dump if r["kind"] != "req"]
+    waiting = sum(r["kind"] == "tw" for r in table)
+    full = [r for r in table if r["kind"] != "tw"]
+    orphans = sum(bool(r.get("dead")) for r in full)
+    estab = sum(r["state"] in (1, 8) for r in full)
+    out = [f"Total: {sockets - orphans}",
+           f"TCP:   {sockets + waiting} (estab {estab}, closed {sockets - len(full) + waiting}, orphaned {orphans}, timewait {waiting})", "",
+           "Transport Total     IP        IPv6"]
+    for name, n in (("RAW", 0), ("UDP", 0), ("TCP", len(full)), ("INET", len(full)), ("FRAG", 0)):
+        out.append(f"{name}\t  {n:<9d} {n:<9d} {0:<9d}")
+    return "\n".join(out) + "\n\n"

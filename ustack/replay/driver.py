@@ -38,6 +38,7 @@ from .recording import (
     SysctlStep,
     TableStep,
     TcpInfoStep,
+    TextStep,
     ns,
 )
 from .report import Difference, Result, differs, passed, skipped
@@ -186,6 +187,10 @@ class Run:
                     self.differ(step, name, f"{want:+d}", f"{have:+d}")
             case TableStep():
                 self._table(step)
+            case TextStep():
+                fault = table.text_fault(step.text, self.stack.ss_text(step.args))
+                if fault:
+                    self.differ(step, *fault)
             case TcpInfoStep():
                 self._tcp_info(step)
             case SysctlGetStep():

@@ -164,6 +164,46 @@ def table_fault(want: Sequence[Row], have: Sequence[Row], before: Iterable[Seque
     return None
 
 
+_MEASURED = re.compile(
+    r"(?P<timer>timer:\(\w+,)[^,]*|(?P<ino>\bino:)[1-9]\d*|(?P<key>\b(?:sk|cgroup|rto|rtt|minrtt|rcv_rtt|lastsnd|lastrcv|lastack|busy|rwnd_limited|"
+    r"sndbuf_limited|users):|\b(?:send|pacing_rate|delivery_rate) |\bbw:|\bmrtt:)[^\s,]+")
+_HARDLY_BUSY = re.compile(r" busy:[0-8]ms\b")     # counted in ticks, and left out when none has passed
+
+
+def masked(text: str) -> list[str]:
+    """What ss printed, for comparison: its header, then its rows in the order of their text; what is measured (times, rates, inodes, cookies, the
+    cgroup) is replaced by a star, and where there was any the filling-up behind it goes, since its width hangs on the same figures."""
+    found = 0
+
+    def star(m: re.Match[str]) -> str:
+        nonlocal found
+        found += 1
+        return (m["timer"] or m["ino"] or m["key"]) + "*"
+
+    lines = [_MEASURED.sub(star, _HARDLY_BUSY.sub("", line)) for line in text.split("\n")]
+    if found:
+        lines = [line.rstrip(" ") for line in lines]
+    rows: list[str] = []
+    for line in lines:
+        if line.startswith("\t") and rows:
+            rows[-1] += "\n" + line
+        elif line:
+            rows.append(line)
+    header = rows[:1] if "Local Address:Port" in text else []
+    return header + sorted(rows[len(header):])
+
+
+def text_fault(want: str, have: str) -> Fault | None:
+    """The first line in which two outputs of ss differ, measured values aside."""
+    a, b = masked(want), masked(have)
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            return "line of ss", x, y
+    if len(a) != len(b):
+        return "lines of ss", str(len(a)), str(len(b))
+    return None
+
+
 def split_pipe(args: str) -> tuple[str, list[str]]:
     """ss's own words and the commands behind it."""
     own, *rest = (p.strip() for p in args.split("|"))
