@@ -19,6 +19,17 @@ import click
 FAILED, USAGE, MACHINE, SKIPPED, INTERRUPTED = 1, 2, 3, 4, 130
 
 
+def lacking(command: str, package: str) -> click.Command:
+    """Stands for a command whose library is not installed: listed like the others, refuses to run."""
+
+    def refuse(**_: object) -> int:
+        click.echo(f"Error: `ustack {command}` needs the package {package}: pip install {package}", err=True)
+        return MACHINE
+
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    return click.Command(command, callback=refuse, context_settings=anything, help=f"(needs the package {package})")
+
+
 class Group(click.Group):
     """A group that finds its commands in this package."""
 
@@ -37,8 +48,7 @@ class Group(click.Group):
         except ModuleNotFoundError as e:
             if e.name is None or e.name.startswith("ustack"):
                 raise
-            need = f"`ustack {cmd_name}` needs the package {e.name}: pip install {e.name}"
-            raise click.ClickException(need) from e
+            return lacking(cmd_name, e.name)
         command = getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
