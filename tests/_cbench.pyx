@@ -3,7 +3,8 @@
 # are written before, frames are dropped after.
 #
 # A round is what the engine thread does with a batch: prefetch and engine_receive for each packet, engine_poll, the
-# next deadline, and the frames are taken.
+# services, the next deadline, and the frames are taken. Rounds whose instructions are counted (scripts/bench/instructions: a profiler that
+# collects inside `counted_round` only) and those that warm up before are the same code under two names.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -15,12 +16,13 @@ from ustack.core.engine cimport (
     engine_time,
 )
 from ustack.core.route cimport addr_add, route_default
+from ustack.core.service cimport SVC_CHUNK, SVC_CHARGEN, SVC_DISCARD, service_pump, service_set
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 from ustack.core.tx cimport tx_batch_done, tx_batch_free, tx_swap, txbatch_t
-from ustack.core.types cimport CSUM_NONE
+from ustack.core.types cimport CSUM_NONE, CSUM_PARTIAL, TH_ACK, TH_PSH
 from ustack.core.user cimport user_bind, user_listen, user_socket
-from ustack.core.wire cimport put16, put32
+from ustack.core.wire cimport get32, put16, put32
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -34,6 +36,27 @@ cdef enum:
     BATCH = 64                  # as the engine thread reads
     SERVER = 0xc6120002         # 198.18.0.2
     STEP_NS = 500               # virtual time between two SYNs
+    HEAD = 52                   # IP 20, TCP 20, timestamps 12
+    SEGMENT = 1448
+    FRAME = HEAD + SEGMENT
+
+
+cdef extern from *:
+    """
+    #ifdef __OPTIMIZE__
+    enum { ustack_optimized = 1 };
+    #else
+    enum { ustack_optimized = 0 };
+    #endif
+    /* A function as a value that the compiler knows nothing about: it cannot be inlined. */
+    static void *ustack_opaque(void *p) { __asm__ volatile("" : "+r"(p)); return p; }
+    """
+    const int ustack_optimized
+    void* ustack_opaque(void*) noexcept nogil
+
+ctypedef void (*round_f)(engine_t*, const uint8_t*, uint32_t, uint32_t, uint8_t, uint32_t, txbatch_t*, uint8_t*) noexcept nogil
+
+OPTIMIZED = bool(ustack_optimized)      # counts and times of an -O0 build say nothing
 
 
 cdef inline int64_t cpu_ns() noexcept nogil:
@@ -66,6 +89,34 @@ cdef void write_syn(uint8_t* p, uint64_t n) noexcept nogil:
     put32(p + 48, <uint32_t>(1000 + n))
     put32(p + 56, 0x01030307)
     put16(p + 36, csum_fold(csum_add(p + 20, LEN - 20, csum_pseudo(src, SERVER, 6, LEN - 20))))
+
+
+cdef inline void round_(engine_t* e, const uint8_t* packets, uint32_t size, uint32_t n, uint8_t csum, uint32_t gso_size, txbatch_t* batch,
+                        uint8_t* scratch) noexcept nogil:
+    # n packets of `size` bytes; scratch: of the services, NULL without. The frames are in the batch afterwards.
+    cdef uint32_t i
+    engine_time(e, e.now + n * STEP_NS)
+    for i in range(n):
+        engine_prefetch(e, packets + i * size, size, False)
+    for i in range(n):
+        engine_prefetch(e, packets + i * size, size, True)
+    for i in range(n):
+        engine_receive(e, packets + i * size, size, csum, gso_size, e.now)
+    engine_poll(e, e.now)
+    if scratch != NULL:
+        service_pump(e, scratch)
+    engine_next_timeout(e)
+    tx_swap(e, batch)
+
+
+cdef void counted_round(engine_t* e, const uint8_t* packets, uint32_t size, uint32_t n, uint8_t csum, uint32_t gso_size, txbatch_t* batch,
+                        uint8_t* scratch) noexcept nogil:
+    round_(e, packets, size, n, csum, gso_size, batch, scratch)
+
+
+cdef void warm_round(engine_t* e, const uint8_t* packets, uint32_t size, uint32_t n, uint8_t csum, uint32_t gso_size, txbatch_t* batch,
+                     uint8_t* scratch) noexcept nogil:
+    round_(e, packets, size, n, csum, gso_size, batch, scratch)
 
 
 cdef class Flood:
@@ -127,16 +178,7 @@ cdef class Flood:
                 for i in range(k):
                     write_syn(packets + i * LEN, self.sent + i)
                 start = cpu_ns()
-                engine_time(self.e, self.e.now + k * STEP_NS)
-                for i in range(k):
-                    engine_prefetch(self.e, packets + i * LEN, LEN, False)
-                for i in range(k):
-                    engine_prefetch(self.e, packets + i * LEN, LEN, True)
-                for i in range(k):
-                    engine_receive(self.e, packets + i * LEN, LEN, CSUM_NONE, 0, self.e.now)
-                engine_poll(self.e, self.e.now)
-                engine_next_timeout(self.e)
-                tx_swap(self.e, &self.batch)
+                round_(self.e, packets, LEN, k, CSUM_NONE, 0, &self.batch, NULL)
                 self.answers += self.batch.n
                 tx_batch_done(&self.batch)
                 spent += cpu_ns() - start
@@ -166,3 +208,134 @@ cdef class Flood:
                 fired += n
                 engine_time(self.e, self.e.now + BATCH * STEP_NS)
         return fired, (<double>spent / fired if fired else 0.0)
+
+    def counted(self, uint64_t n, bint warm=False):
+        # n SYNs in counted (or warm-up) rounds.
+        cdef round_f run = <round_f>ustack_opaque(<void*>warm_round if warm else <void*>counted_round)
+        cdef uint8_t* packets = <uint8_t*>malloc(BATCH * LEN)
+        cdef uint32_t i
+        cdef uint32_t k
+        if packets == NULL:
+            raise MemoryError
+        with nogil:
+            while n != 0:
+                k = BATCH if n > BATCH else <uint32_t>n
+                for i in range(k):
+                    write_syn(packets + i * LEN, self.sent + i)
+                run(self.e, packets, LEN, k, CSUM_NONE, 0, &self.batch, NULL)
+                self.answers += self.batch.n
+                tx_batch_done(&self.batch)
+                self.sent += k
+                n -= k
+        free(packets)
+
+
+cdef class Stream:
+    # One connection to a service of the engine, the client's packets written by hand: data into discard, ACKs of what chargen sends.
+    cdef engine_t* e
+    cdef txbatch_t batch
+    cdef uint8_t* scratch
+    cdef uint8_t* packets
+    cdef uint32_t seq           # the client's
+    cdef uint32_t ack
+    cdef uint32_t unacked       # payload seen and not yet acknowledged
+    cdef readonly uint64_t frames
+    cdef readonly uint64_t bytes
+
+    def __cinit__(self, service):
+        cdef engine_params_t p
+        cdef tcb_t* sk
+        cdef const uint8_t* h
+        memset(&p, 0, sizeof(p))
+        p.seed = <const uint8_t*>b"bench"
+        p.seed_len = 5
+        p.ehash_entries = 1024
+        self.e = <engine_t*>calloc(1, sizeof(engine_t))
+        self.scratch = <uint8_t*>malloc(SVC_CHUNK)
+        self.packets = <uint8_t*>calloc(BATCH, FRAME)
+        if self.e == NULL or self.scratch == NULL or self.packets == NULL or engine_init(self.e, &p) != 0:
+            raise MemoryError
+        route_default(self.e, True)
+        addr_add(self.e, SERVER, 24, False)
+        sk = user_socket(self.e)
+        if sk == NULL or user_bind(self.e, sk, 0, 80) != 0 or user_listen(self.e, sk, 16) != 0:
+            raise RuntimeError("no listener")
+        service_set(self.e, sk, SVC_CHARGEN if service == "chargen" else SVC_DISCARD)
+        write_syn(self.packets, 1)
+        self.seq = get32(self.packets + 24) + 1
+        round_(self.e, self.packets, LEN, 1, CSUM_NONE, 0, &self.batch, self.scratch)
+        if self.batch.n != 1:
+            raise RuntimeError("no SYN-ACK")
+        h = self.batch.tx[0].hdr
+        self.ack = get32(h + 24) + 1
+        tx_batch_done(&self.batch)
+        self.packet(self.packets, TH_ACK, 0)
+        round_(self.e, self.packets, HEAD, 1, CSUM_PARTIAL, 0, &self.batch, self.scratch)
+        self.take()
+
+    def __dealloc__(self):
+        if self.e != NULL:
+            tx_batch_free(&self.batch)
+            engine_destroy(self.e)
+            free(self.e)
+        free(self.scratch)
+        free(self.packets)
+
+    cdef void packet(self, uint8_t* p, uint8_t flags, uint32_t payload) noexcept nogil:
+        # The client's next packet at p, with timestamps as in its SYN.
+        write_syn(p, 1)
+        put16(p + 2, <uint16_t>(HEAD + payload))
+        put16(p + 10, 0)
+        put16(p + 10, csum_fold(csum_add(p, 20, 0)))
+        put32(p + 24, self.seq)
+        put32(p + 28, self.ack)
+        p[32] = 0x80
+        p[33] = flags
+        put16(p + 34, 0xffff)
+        put32(p + 40, 0x0101080a)
+        put32(p + 44, 1001 + <uint32_t>(self.e.now // 1000000))
+        put32(p + 48, 0)
+        self.seq += payload
+
+    cdef void take(self) noexcept nogil:
+        # Reads the frames of a round.
+        cdef uint32_t i
+        for i in range(self.batch.n):
+            self.unacked += self.batch.tx[i].l0 + self.batch.tx[i].l1
+        self.frames += self.batch.n
+        tx_batch_done(&self.batch)
+
+    def data(self, uint32_t n, uint32_t payload, uint32_t at_once, bint warm=False):
+        # n rounds of at_once data packets; a payload above one segment is a super-segment.
+        cdef round_f run = <round_f>ustack_opaque(<void*>warm_round if warm else <void*>counted_round)
+        cdef uint32_t i
+        cdef uint32_t gso_size = SEGMENT if payload > SEGMENT else 0
+        assert at_once * (HEAD + payload) <= BATCH * FRAME and HEAD + payload < 65536
+        with nogil:
+            while n != 0:
+                for i in range(at_once):
+                    self.packet(self.packets + i * (HEAD + payload), TH_ACK | TH_PSH, payload)
+                run(self.e, self.packets, HEAD + payload, at_once, CSUM_PARTIAL, gso_size, &self.batch, self.scratch)
+                self.take()
+                self.bytes += at_once * payload
+                n -= 1
+
+    def acks(self, uint32_t n, bint warm=False):
+        # n ACKs, each of two segments, in rounds of as many as there is data for.
+        cdef round_f run = <round_f>ustack_opaque(<void*>warm_round if warm else <void*>counted_round)
+        cdef uint32_t k
+        cdef uint64_t empty = 0
+        with nogil:
+            while n != 0 and empty < 1000:
+                k = 0
+                while k < n and k < BATCH and self.unacked >= 2 * SEGMENT:
+                    self.ack += 2 * SEGMENT
+                    self.unacked -= 2 * SEGMENT
+                    self.bytes += 2 * SEGMENT
+                    self.packet(self.packets + k * HEAD, TH_ACK, 0)
+                    k += 1
+                empty += k == 0
+                run(self.e, self.packets, HEAD, k, CSUM_PARTIAL, 0, &self.batch, self.scratch)
+                self.take()
+                n -= k
+        assert n == 0, "the service sends no more"
