@@ -276,6 +276,5 @@ int main(int argc, char **argv)
 			}
 		}
 	}
-	printf("{\"connection_bytes\": %zu}\n", sizeof(conn_t));
 	return 0;
 }

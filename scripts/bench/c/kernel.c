@@ -1,6 +1,6 @@
 /* kernel: the kernel's own TCP behind a small server, one thread around epoll: echo (7), discard (9), chargen (19), HTTP (80).
  *
- *   kernel -a ADDRESS [-B BACKLOG] [-c CPU] [-d SECONDS] [-n] [-s]      -n: never accept (for floods); -s: spin instead of sleeping */
+ *   kernel -a ADDRESS [-B BACKLOG] [-c CPU] [-d SECONDS] [-s]         -s: spin instead of sleeping */
 #include "common.h"
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -69,15 +69,14 @@ int main(int argc, char **argv)
 {
 	static const int ports[] = { ECHO, DISCARD, CHARGEN, HTTP };
 	struct epoll_event events[256];
-	int backlog = 4096, cpu = -1, option, seconds = 60, accepting = 1, timeout = 200, one = 1, ep = epoll_create1(0);
+	int backlog = 4096, cpu = -1, option, seconds = 60, timeout = 200, one = 1, ep = epoll_create1(0);
 	uint32_t address = 0;
-	while ((option = getopt(argc, argv, "a:B:c:d:ns")) != -1)
+	while ((option = getopt(argc, argv, "a:B:c:d:s")) != -1)
 		switch (option) {
 		case 'a': address = documentation_address(optarg); break;
 		case 'B': backlog = atoi(optarg); break;
 		case 'c': cpu = atoi(optarg); break;
 		case 'd': seconds = atoi(optarg); break;
-		case 'n': accepting = 0; break;
 		case 's': timeout = 0; break;
 		default: return 2;
 		}
@@ -92,8 +91,7 @@ int main(int argc, char **argv)
 		if (bind(fd, (void *)&to, sizeof to) || listen(fd, backlog))
 			fail("listen");
 		kind[fd] = LISTENER | ports[i];
-		if (accepting)
-			watch(ep, fd, EPOLLIN);
+		watch(ep, fd, EPOLLIN);
 	}
 	ready();
 	while (!stopped) {

@@ -134,6 +134,7 @@ def results(rows: Sequence[Row], measurement: Measurement) -> dict[str, Any]:
         out[row.name] = {
             "title": row.title, "unit": row.unit, "better": row.better, "figures": figures, "ratios": ratios,
             "must": {k: v for k, v in (("limit", row.to_limit), ("kernel", row.to_kernel)) if v is not None},
+            "most": row.most,
             "values": {name: [None if s is None else round(s["value"], 3) for s in taken] for name, taken in samples.items()},
         }
     return out

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import build, net
-from .process import Server
+from .process import Server, resident, slab_bytes, slab_objects
 
 SERVER_SECONDS = "600"      # no server outlives this, whatever becomes of the harness
 
@@ -39,6 +39,7 @@ class Peer:
     idle_is_free = True             # an idle server takes no CPU; one that does is stopped (SIGSTOP) while others are measured
     stretch = 1.0                   # samples this much longer, where little happens in the usual time
     most_rounds = 99
+    most_held = 1_000_000           # connections that can be open at once
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -73,6 +74,10 @@ class Peer:
         """Half-open connections of a server that has got nothing but SYNs of new clients."""
         raise NotImplementedError
 
+    def memory(self, server: Server) -> float:
+        """Bytes of memory that its connections are in: the process's, for a stack in user space."""
+        return resident(server.pid)
+
     def pinned(self, *words: str) -> list[str]:
         return ["taskset", "-c", str(self.machine.server_cpu), *words]
 
@@ -81,7 +86,7 @@ class Limit(Peer):
     """What the TUN device allows: a SYN reflector and an ideal TCP, in C."""
 
     name, title = "limit", "C limit"
-    modes = ("tcp", "spin", "cookies", "queue", "many")
+    modes = ("tcp", "spin", "cookies", "queue", "many", "memory")
     vnet: tuple[str, ...] = ("-V",)
 
     def build(self) -> None:
@@ -107,6 +112,7 @@ class Kernel(Peer):
     other rows it is where veth leaves it, on the sender's core."""
 
     name, title = "kernel", "Linux over veth"
+    most_held = 10_000
     modes = ("tcp", "spin", "cookies", "queue", "python", "memory")
 
     def build(self) -> None:
@@ -122,12 +128,19 @@ class Kernel(Peer):
         net.sysctl(wire.server, net__ipv4__tcp_syncookies=1, net__core__somaxconn=4194304 if many else 4096,
                    net__ipv4__tcp_max_syn_backlog=4194304 if many else 4096)
 
+    def half_open(self, server: Server) -> int:
+        # Not from the counters: a request whose SYN-ACK the device refuses is dropped without one.
+        return slab_objects("request_sock_TCP")
+
+    def memory(self, server: Server) -> float:
+        return slab_bytes()
+
     def command(self, mode: str) -> list[str]:
         if mode == "python":
             return self.pinned(sys.executable, str(build.BENCH / "pyserver"), "kernel", "--address", net.SERVER)
         backlog = {"cookies": "128", "queue": "4194304", "memory": "4194304"}.get(mode, "4096")
         return [build.program("kernel"), "-a", net.SERVER, "-B", backlog, "-c", str(self.machine.server_cpu), "-d", SERVER_SECONDS,
-                *(["-n"] if mode in ("cookies", "queue") else []), *(["-s"] if mode == "spin" else [])]
+                *(["-s"] if mode == "spin" else [])]
 
 
 class Ustack(Peer):
@@ -173,7 +186,8 @@ class Lwip(Peer):
     """lwIP, raw API on TUN. No segmentation offload, no SYN cookies, a backlog of 255."""
 
     name, title, version = "lwip", "lwIP", build.LWIP_VERSION
-    modes = ("tcp", "spin", "cookies")
+    modes = ("tcp", "spin", "cookies", "memory")
+    most_held = 900
 
     def build(self) -> None:
         build.lwip()
@@ -202,14 +216,15 @@ class Netstack(Peer):
     """gVisor's netstack on TUN (fd-based link, no offload there)."""
 
     name, title = "gvisor", "gVisor netstack"
-    modes = ("tcp", "cookies")
+    modes = ("tcp", "cookies", "memory")
+    most_held = 10_000
 
     def build(self) -> None:
         build.netstack()
         self.version = build.pinned(build.BENCH / "peers" / "netstack" / "go.mod", r"gvisor\.dev/gvisor v[\d.]+-(\S+)")
 
     def command(self, mode: str) -> list[str]:
-        return self.pinned(build.netstack(), "-i", "tun0", "-a", net.SERVER)
+        return self.pinned(build.netstack(), "-i", "tun0", "-a", net.SERVER, *(["-m", "1024"] if mode == "memory" else []))
 
 
 class Pytcp(Peer):

@@ -43,6 +43,29 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+# The kernel's caches of what a TCP connection or request is made of.
+_CACHES = ("TCP", "request_sock_TCP", "tw_sock_TCP", "sock_inode_cache", "filp", "dentry", "tcp_bind_bucket", "tcp_bind2_bucket", "eventpoll_epi")
+
+
+def _slabs() -> dict[str, tuple[int, int]]:
+    """The kernel's caches of all namespaces: objects in use and bytes of one."""
+    lines = [line.split() for line in Path("/proc/slabinfo").read_text().splitlines()[2:]]
+    return {fields[0]: (int(fields[1]), int(fields[3])) for fields in lines}
+
+
+def slab_bytes() -> float:
+    """Bytes of the kernel's objects of connections and requests."""
+    slabs = _slabs()
+    return sum(objects * size for name in _CACHES for objects, size in [slabs.get(name, (0, 0))])
+
+
+def slab_objects(name: str) -> int:
+    slabs = _slabs()
+    if name not in slabs:
+        raise Failed(f"this kernel has no cache {name}")
+    return slabs[name][0]
+
+
 class Server:
     """A server process, ready when made."""
 
@@ -64,8 +87,11 @@ class Server:
             wait.register(self.process.stdout, selectors.EVENT_READ)
             if not wait.select(READY_SECONDS):
                 raise Failed(f"not ready after {READY_SECONDS} s: {' '.join(self.command)}: {self.errors()}")
-        if not os.read(self.process.stdout.fileno(), 100):
+        line = os.read(self.process.stdout.fileno(), 100)
+        if not line:
             raise Failed(f"ended before it was ready: {' '.join(self.command)}: {self.errors()}")
+        said = line.split()
+        self.connection_bytes = int(said[1]) if len(said) == 2 else 0      # of a server whose pools are static
 
     def errors(self) -> str:
         """The last of what it wrote to its standard error."""
@@ -91,6 +117,23 @@ class Server:
         if self.process.stdout is not None:
             self.process.stdout.close()
         self._errors.close()
+
+
+class Holder:
+    """A client that stays: its first JSON line, and an end on request."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.startswith("{"):
+            self.stop()
+            raise Failed(f"{' '.join(command)}: exit {self._process.returncode}")
+        self.values: dict[str, Any] = json.loads(line)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
 
 
 def client(command: Sequence[str], timeout: float = 60) -> dict[str, Any]:

@@ -7,13 +7,15 @@ NOISY the sample counts only if there are too few better ones), p50 and p99 in m
 
 from __future__ import annotations
 
+import resource
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import build, net
 from .peers import Peer
-from .process import Failed, Server, client, scheduled
+from .process import Failed, Holder, Server, client, scheduled
 
 Sample = dict[str, float]
 
@@ -26,7 +28,10 @@ QUIET_NEEDED_S = 2.5
 FILL_MOST_S = 12
 FILL_SHARE = 0.7            # of the rate at which it answers a burst
 FEW_PER_S = 20_000
+BESIDE_SHARE = 0.8
 DEEP_QUEUE = 50_000         # packets
+IDLE_AFTER_S, IDLE_SECONDS = 1.0, 2.0
+SPARE_FILES = 64
 FLOOD_SECONDS = 0.7         # under 1 s, so no SYN-ACK of this flood is sent again while it is counted
 SETTLE_S = 0.05
 
@@ -53,8 +58,7 @@ class Row:
     to_limit: float | None = None
     to_kernel: float | None = None
     most: float | None = None               # the value itself must not exceed this
-    without: frozenset[str] = frozenset()   # peers that cannot run it, see `why`
-    why: str = ""
+    without: frozenset[str] = frozenset()   # peers that cannot run it or have no such thing
     rounds: int | None = None               # fewer than the others, because one takes long
     keeps: bool = field(default=False)      # the server is as good as new afterwards and may serve the next sample
 
@@ -91,6 +95,21 @@ def take_flood(peer: Peer, server: Server, plan: Plan) -> Sample:
     return flood(peer, server, min(plan.seconds, FLOOD_SECONDS))
 
 
+def fill(peer: Peer, server: Server, first: int, target: int, rate: float) -> int:
+    """Half-open connections until there are `target`, from clients number `first` on; the first client not used."""
+    end = time.monotonic() + FILL_MOST_S
+    peer.wire().queue(DEEP_QUEUE)       # no loss is wanted here
+    half_open = peer.half_open(server)
+    while half_open < target and time.monotonic() < end:
+        flood(peer, server, 10, first=first, count=target - half_open, rate=rate)
+        first += target - half_open
+        half_open = peer.half_open(server)
+    peer.wire().queue()
+    if half_open < target:
+        raise Failed(f"{peer.name}: {half_open:,} half-open connections instead of {target:,}")
+    return first
+
+
 def take_many(peer: Peer, server: Server, plan: Plan) -> Sample:
     """A flood on top of `plan.many` half-open connections; cpu_ns per SYN of a burst at few and at many of them (few_ns, many_ns)."""
     if peer.name.startswith("limit"):
@@ -98,23 +117,31 @@ def take_many(peer: Peer, server: Server, plan: Plan) -> Sample:
     flood(peer, server, 10, count=FEW, rate=FEW_PER_S)
     few = flood(peer, server, 10, first=FEW, count=BURST)
     start = time.monotonic()
-    next_client, half_open = FEW + BURST, 0
-    peer.wire().queue(DEEP_QUEUE)       # the fill wants no loss
-    while half_open < plan.many and time.monotonic() - start < FILL_MOST_S:
-        missing = plan.many - half_open
-        flood(peer, server, 10, first=next_client, count=missing, rate=few["value"] * FILL_SHARE)
-        next_client += missing
-        half_open = peer.half_open(server)
-    peer.wire().queue()
+    unused = fill(peer, server, FEW + BURST, plan.many, few["value"] * FILL_SHARE)
     last = time.monotonic()
-    if half_open < plan.many:
-        raise Failed(f"{peer.name}: {half_open:,} half-open connections instead of {plan.many:,}")
-    quiet_from, _quiet_until = next((a, b) for a, b in QUIET if last - start + a < b - QUIET_NEEDED_S)
+    quiet_from = next(after for after, before in QUIET if last - start + after < before - QUIET_NEEDED_S)
     time.sleep(max(0.0, last + quiet_from - time.monotonic()))
-    burst = flood(peer, server, 10, first=next_client, count=BURST)
-    out = flood(peer, server, FLOOD_SECONDS, first=next_client + BURST)
-    out.update(half_open=half_open, few_ns=few["cpu_ns"], many_ns=burst["cpu_ns"], growth=burst["cpu_ns"] / few["cpu_ns"])
+    burst = flood(peer, server, 10, first=unused, count=BURST)
+    out = flood(peer, server, FLOOD_SECONDS, first=unused + BURST)
+    out.update(few_ns=few["cpu_ns"], many_ns=burst["cpu_ns"], growth=burst["cpu_ns"] / few["cpu_ns"])
     return out
+
+
+def take_beside_flood(peer: Peer, server: Server, plan: Plan) -> Sample:
+    """connect() of an honest client, again and again, while a flood is answered by cookies: as fast as the server answers without the device's
+    queue running over, since what is lost there never reaches it. Both share the client's core, so the honest client goes first there."""
+    wire, cpu = peer.wire(), str(peer.machine.client_cpu)
+    rate = BESIDE_SHARE * flood(peer, server, plan.seconds / 2)["value"]
+    words = [build.program("flood"), "-t", net.SERVER, "-d", str(plan.seconds + 0.6), "-r", f"{rate:.0f}", "-c", cpu]
+    flooding = subprocess.Popen(wire.inside(wire.client, *words), stdout=subprocess.DEVNULL)
+    try:
+        time.sleep(0.3)
+        got = run_client(peer, server, "chrt", "-f", "1", build.program("load"), "probe", "-t", net.SERVER, "-d", str(plan.seconds))
+    finally:
+        flooding.wait()
+    if "p99_us" not in got:
+        raise Failed(f"{peer.name}: no connect() succeeded: {got}")
+    return {"value": got["p99_us"], "flood_per_s": rate, **{k: got[k] for k in ("p50_us", "p99_us", "failed", "connects")}}
 
 
 # ---- connections, requests, bulk, round trips ---------------------------------------------------------------------------------
@@ -144,6 +171,56 @@ def echo(*, spin: bool = False, same_core: bool = False) -> Callable[[Peer, Serv
     return take
 
 
+# ---- memory -------------------------------------------------------------------------------------------------------------------
+def take_half_open_bytes(peer: Peer, server: Server, plan: Plan) -> Sample:
+    target = plan.many if peer.name == "ustack" else plan.many // 20
+    few = flood(peer, server, 10, count=BURST // 2)
+    before, had = peer.memory(server), peer.half_open(server)
+    fill(peer, server, BURST, target, few["value"] * FILL_SHARE / 2)
+    after, have = peer.memory(server), peer.half_open(server)
+    return {"value": (after - before) / (have - had), "half_open": have}
+
+
+def hold(peer: Peer, n: int) -> list[Holder]:
+    """n connections, held by as many processes as the limit of open files asks for."""
+    wire = peer.wire()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - SPARE_FILES
+    parts = [most] * (n // most) + ([n % most] if n % most else [])
+    holders: list[Holder] = []
+    for part in parts:
+        words = [build.program("load"), "hold", "-t", net.SERVER, "-C", str(part), "-w", "30", "-c", str(peer.machine.client_cpu)]
+        try:
+            holders.append(Holder(wire.inside(wire.client, *words)))
+        except Failed:
+            for one in holders:
+                one.stop()
+            raise
+    return holders
+
+
+def take_connection_bytes(peer: Peer, server: Server, plan: Plan) -> Sample:
+    """Per idle established connection: what the process grew by, or what the server says if its pools are static. The kernel has both ends in
+    it, so half of what it takes. Also the CPU share of the idle server."""
+    n = min(plan.hold, peer.most_held)
+    before = peer.memory(server)
+    holders = hold(peer, n)
+    try:
+        time.sleep(SETTLE_S)
+        got, after = sum(h.values["open"] for h in holders), peer.memory(server)
+        time.sleep(IDLE_AFTER_S)        # what follows a connection's birth is over
+        ran, _ = scheduled(server.pid)
+        time.sleep(IDLE_SECONDS)
+        idle = (scheduled(server.pid)[0] - ran) / IDLE_SECONDS
+    finally:
+        for one in holders:
+            one.stop()
+        time.sleep(IDLE_AFTER_S)
+    if got < n * 0.99:
+        raise Failed(f"{peer.name}: {got} connections instead of {n}")
+    each = server.connection_bytes or (after - before) / got / (2 if peer.name == "kernel" else 1)
+    return {"value": each, "connections": got, "idle_cpu_percent": 100 * idle}
+
+
 ROWS: tuple[Row, ...] = (
     Row("syn-cookies", "SYNs answered with cookies", "SYN-ACK/s", take_flood, mode="cookies", to_limit=0.85, to_kernel=1.4),
     Row("syn-queue", "SYNs answered with request entries", "SYN-ACK/s", take_flood, mode="queue"),
@@ -160,5 +237,11 @@ ROWS: tuple[Row, ...] = (
     Row("echo-one-core", "1-byte round trip, one core", "us p50", echo(same_core=True), better="less", keeps=True, to_limit=1.1, to_kernel=1.0),
     Row("echo-spin", "1-byte round trip, two cores, both spinning", "us p50", echo(spin=True), mode="spin", better="less", to_limit=1.1,
         to_kernel=1.0),
+    Row("flood-connect", "connect() of an honest client beside a flood at 80 % of the full rate", "us p99", take_beside_flood, mode="cookies",
+        better="less", most=5000, without=frozenset({"limit", "limit-plain", "lwip", "gvisor", "pytcp"})),
+    Row("memory-half-open", "memory of a half-open connection", "bytes", take_half_open_bytes, mode="memory", better="less", most=96, rounds=1,
+        without=frozenset({"limit", "limit-plain", "lwip", "gvisor"})),
+    Row("memory-connection", "memory of an idle established connection", "bytes", take_connection_bytes, mode="memory", better="less", most=1024,
+        rounds=1),
     Row("python", "the same threaded Python server, connections/s", "1/s", load("connect", "-C", "64"), mode="python", to_kernel=1.0),
 )

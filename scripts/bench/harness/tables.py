@@ -42,5 +42,7 @@ def text(rows: dict[str, Any]) -> str:
                 if peer in row["must"]:
                     sign = ">=" if row["better"] == "more" else "<="
                     line += f", must {sign} {row['must'][peer]}: {'holds' if met(row, peer) else 'MISSED'}"
+            if peer == "ustack" and row["most"] is not None:
+                line += f"   must <= {figure(row['most'])}: {'holds' if f['median'] <= row['most'] else 'MISSED'}"
             out.append(line + ("   (noisy)" if f["noisy"] else ""))
     return "\n".join(out)

@@ -157,7 +157,8 @@ int main(int argc, char **argv)
 	listen_on(DISCARD);
 	listen_on(CHARGEN);
 	listen_on(HTTP);
-	ready();
+	printf("ready %zu\n", sizeof(struct tcp_pcb));
+	fflush(stdout);
 	while (!stopped) {
 		int n = -1;
 		if (!p)
@@ -175,6 +176,5 @@ int main(int argc, char **argv)
 		if (++turns % 64 == 0 || n <= 0)
 			sys_check_timeouts();
 	}
-	printf("{\"connection_bytes\": %zu}\n", sizeof(struct tcp_pcb));
 	return 0;
 }
