@@ -65,6 +65,7 @@ class InFlight:
     call: Syscall
     started: Started
     until: int | None  # when it must return, script time
+    row: int  # its line in the ladder
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +334,7 @@ class Interpreter:
 
     # -- calls
     def _syscall(self, call: Syscall, nominal: Nominal) -> None:
+        row = len(self._notes)
         self._row("*", f"{call.name}(...)", call.pos)
         if self.in_flight is not None:
             flying = self.in_flight
@@ -342,7 +344,7 @@ class Interpreter:
                                                          "is made")
         started = self.calls.start(call)
         self._collect()
-        flight = InFlight(call, started, None if call.lasts is None else nominal.at + call.lasts)
+        flight = InFlight(call, started, None if call.lasts is None else nominal.at + call.lasts, row)
         until = flight.until
         if not started.completion.done and until is None:
             self._wait_undeclared(flight)
@@ -386,11 +388,22 @@ class Interpreter:
         at = flight.started.completion.at
         returned_at = self.port.now if at is None else self.port.script_time(at)
         try:
-            self._judge(flight.call, flight.started.finish(flight.started.completion))
+            returned = flight.started.finish(flight.started.completion)
+            self._note_return(flight, returned, returned_at)
+            self._judge(flight.call, returned)
             if flight.until is not None:
                 self._check_return_time(flight, returned_at)
         except Failure as failure:
             self._forgive("syscall", failure)
+
+    def _note_return(self, flight: InFlight, returned: Returned, at: int) -> None:
+        """The ladder's line of the call gets its result; a call that blocked has a line for its return."""
+        row = self._notes[flight.row]
+        text = f"{flight.call.name}(...) = {returned}"
+        if at - row.at > CALL_PATIENCE // 1000:
+            self._notes.append(Row(at, "*", f"{text} returned", flight.call.pos))
+        else:
+            self._notes[flight.row] = replace(row, text=text)
 
     def _check_return_time(self, flight: InFlight, returned_at: int) -> None:
         assert flight.until is not None
@@ -403,7 +416,7 @@ class Interpreter:
                           f"{returned_at / 1e9:.6f} s")
 
     def _judge(self, call: Syscall, returned: Returned) -> None:
-        got = str(returned.value) + (f" {returned.errno}" if returned.errno else "")
+        got = str(returned)
         if is_dots(call.result):
             return
         wanted = number(call.result)

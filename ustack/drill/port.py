@@ -124,7 +124,7 @@ class Port:
 
     def wall_to_script(self, wall_ns: int) -> int:
         """A time of the stack's real-time clock (SCM_TIMESTAMPING)."""
-        return wall_ns - WALL_AT_START_NS - self._zero
+        return wall_ns - int(self.stack.clock.wall) - self._zero
 
     def next_timeout(self) -> int | None:
         at = self.stack.next_timeout()

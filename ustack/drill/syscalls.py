@@ -39,6 +39,9 @@ class Returned:
     value: int
     errno: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.value} {self.errno}" if self.errno else str(self.value)
+
 
 @dataclass(slots=True)
 class Started:

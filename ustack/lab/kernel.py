@@ -33,7 +33,8 @@ LEFT_OUT = TOTALS | {"IpDefaultTTL", "IpForwarding", "TcpRtoAlgorithm", "TcpRtoM
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _unshare(flags: int) -> None:
+def unshare(flags: int) -> None:
+    """Namespaces of this process's own; MachineCannot where that is forbidden."""
     if _libc.unshare(flags):
         raise errors.MachineCannot(f"no namespace of its own: {os.strerror(ctypes.get_errno())}; run as root, "
                                    "or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)")
@@ -44,7 +45,7 @@ def become_root() -> None:
     if os.geteuid() == 0:
         return
     uid, gid = os.getuid(), os.getgid()
-    _unshare(CLONE_NEWUSER)
+    unshare(CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
     Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
@@ -57,58 +58,14 @@ def _run(words: list[str], text: str | None = None) -> subprocess.CompletedProce
         raise errors.MachineCannot(f"{words[0]} is not installed (Debian: apt-get install iproute2)") from e
 
 
-class Kernel:
-    """One fresh namespace. `setup_steps` tells what was set up, in the words of a recording."""
-
-    def __init__(self, congestion: str = "cubic", tun_node: str = "/dev/net/tun") -> None:
-        _unshare(CLONE_NEWNET)
-        self.congestion = congestion
-        try:
-            self.fd = os.open(tun_node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as e:
-            raise errors.MachineCannot(f"{tun_node}: {e.strerror}; load the module tun, or make it writable for you") from e
-        ifr = b"tun0".ljust(16, b"\0") + (IFF_TUN | IFF_NO_PI).to_bytes(2, "little") + b"\0" * 22
-        fcntl.ioctl(self.fd, TUNSETIFF, ifr)
-        self.by_route = False
-        with contextlib.suppress(OSError):
-            self.write_sysctl("net.ipv6.conf.all.disable_ipv6", "1")
-            self.write_sysctl("net.ipv6.conf.default.disable_ipv6", "1")
-        try:
-            self.write_sysctl("net.ipv4.tcp_congestion_control", congestion)
-        except OSError:
-            self.by_route = True
-        self.ip("link set lo up\naddr add 192.0.2.1/24 brd 192.0.2.255 dev tun0\nlink set tun0 up mtu 1500\n"
-                f"route add {FAR} dev tun0{self._cc()}\n")
-        if self.by_route:
-            self.ip(f"route change {SUBNET} dev tun0 proto kernel scope link src {SERVER}{self._cc()}\n")
-        self.setup_steps: list[dict[str, Any]] = [
-            {"t": 0.0, "setup": True, "sysctl": "net.ipv6.conf.all.disable_ipv6", "value": "1"},
-            {"t": 0.0, "setup": True, "sysctl": "net.ipv6.conf.default.disable_ipv6", "value": "1"},
-            {"t": 0.0, "setup": True, "sysctl": "net.ipv4.tcp_congestion_control", "value": congestion},
-            {"t": 0.0, "setup": True, "link": "lo", "up": True},
-            {"t": 0.0, "setup": True, "addr": "192.0.2.1/24 brd 192.0.2.255 dev tun0", "op": "add"},
-            {"t": 0.0, "setup": True, "link": "tun0", "mtu": 1500, "up": True},
-            {"t": 0.0, "setup": True, "route": f"add {FAR} dev tun0"},
-        ]
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-    def _cc(self) -> str:
-        return f" congctl {self.congestion}" if self.by_route else ""
+class Namespace:
+    """What can be asked of and told to the network namespace this thread is in."""
 
     def ip(self, batch: str) -> None:
         """Commands of `ip`, one a line."""
         done = _run(["ip", "-batch", "-"], batch)
         if done.returncode:
             raise errors.ScenarioError(f"ip: {batch.strip()}: {done.stderr.strip()}")
-
-    def route(self, words: str) -> None:
-        """`words` of `ip route`; the congestion control that the tool adds to its routes stays."""
-        extra = self._cc() if "congctl" not in words and not words.startswith("del") else ""
-        if words.startswith(("change", "replace")) and SUBNET in words and " src " not in words:
-            extra = f" proto kernel scope link src {SERVER}{extra}"
-        self.ip(f"route {words}{extra}\n")
 
     def write_sysctl(self, name: str, value: str) -> None:
         with open("/proc/sys/" + name.replace(".", "/"), "w") as f:
@@ -152,3 +109,51 @@ class Kernel:
                 row["info"] = " ".join(rest)
             rows.append(row)
         return rows
+
+
+class Kernel(Namespace):
+    """One fresh namespace. `setup_steps` tells what was set up, in the words of a recording."""
+
+    def __init__(self, congestion: str = "cubic", tun_node: str = "/dev/net/tun") -> None:
+        unshare(CLONE_NEWNET)
+        self.congestion = congestion
+        try:
+            self.fd = os.open(tun_node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as e:
+            raise errors.MachineCannot(f"{tun_node}: {e.strerror}; load the module tun, or make it writable for you") from e
+        ifr = b"tun0".ljust(16, b"\0") + (IFF_TUN | IFF_NO_PI).to_bytes(2, "little") + b"\0" * 22
+        fcntl.ioctl(self.fd, TUNSETIFF, ifr)
+        self.by_route = False
+        with contextlib.suppress(OSError):
+            self.write_sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+            self.write_sysctl("net.ipv6.conf.default.disable_ipv6", "1")
+        try:
+            self.write_sysctl("net.ipv4.tcp_congestion_control", congestion)
+        except OSError:
+            self.by_route = True
+        self.ip("link set lo up\naddr add 192.0.2.1/24 brd 192.0.2.255 dev tun0\nlink set tun0 up mtu 1500\n"
+                f"route add {FAR} dev tun0{self._cc()}\n")
+        if self.by_route:
+            self.ip(f"route change {SUBNET} dev tun0 proto kernel scope link src {SERVER}{self._cc()}\n")
+        self.setup_steps: list[dict[str, Any]] = [
+            {"t": 0.0, "setup": True, "sysctl": "net.ipv6.conf.all.disable_ipv6", "value": "1"},
+            {"t": 0.0, "setup": True, "sysctl": "net.ipv6.conf.default.disable_ipv6", "value": "1"},
+            {"t": 0.0, "setup": True, "sysctl": "net.ipv4.tcp_congestion_control", "value": congestion},
+            {"t": 0.0, "setup": True, "link": "lo", "up": True},
+            {"t": 0.0, "setup": True, "addr": "192.0.2.1/24 brd 192.0.2.255 dev tun0", "op": "add"},
+            {"t": 0.0, "setup": True, "link": "tun0", "mtu": 1500, "up": True},
+            {"t": 0.0, "setup": True, "route": f"add {FAR} dev tun0"},
+        ]
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def _cc(self) -> str:
+        return f" congctl {self.congestion}" if self.by_route else ""
+
+    def route(self, words: str) -> None:
+        """`words` of `ip route`; the congestion control that the tool adds to its routes stays."""
+        extra = self._cc() if "congctl" not in words and not words.startswith("del") else ""
+        if words.startswith(("change", "replace")) and SUBNET in words and " src " not in words:
+            extra = f" proto kernel scope link src {SERVER}{extra}"
+        self.ip(f"route {words}{extra}\n")
