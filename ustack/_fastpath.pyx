@@ -30,7 +30,7 @@ from ustack.core.records cimport (
     RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WOKEN, listener_t,
     req_t, reqext_t, tw_t, txframe_t, waiter_t,
 )
-from ustack.core.recvmsg cimport tcp_recvmsg, tcp_recvmsg_ts
+from ustack.core.recvmsg cimport tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts
 from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.sock cimport (

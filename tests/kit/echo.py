@@ -30,6 +30,7 @@ MASK = 0xFFFFFFFF
 @dataclass
 class Clock:
     now: int = START
+    wall: int = WALL_AT_START_NS
 
 
 @dataclass

@@ -317,7 +317,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         return run.run_file(path, *args, **more, stack_factory=factory,  # type: ignore[arg-type]
                             watch=lambda i: setattr(i, "on_event", made[0].begin))
 
-    monkeypatch.setattr("ustack.cli.drill.run_file", file_runner)
+    monkeypatch.setattr("ustack.drill.many.run_file", file_runner)
 
     def invoke(texts: list[str], *args: str) -> Any:
         paths = []

@@ -387,7 +387,7 @@ cdef class Engine:
             sk = self._enter(h)
             got = tcp_recvmsg_ts(self.e, sk, <uint8_t*> view.buf, <size_t> view.len, flags, 0, &stamp)
             if got >= 0:
-                left = user_ioctl(self.e, sk, 0x541b)
+                left = tcp_inq_hint(sk)
             self._leave(<int> got if got < 0 else 0, "recvmsg")
         finally:
             PyBuffer_Release(&view)

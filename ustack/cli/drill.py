@@ -1,6 +1,6 @@
 """`ustack drill FILE...`: run packetdrill scripts in process, on virtual time.
 
-Exit codes: 0 all pass, 1 one fails, 2 usage or syntax, 4 skipped; of several files the worst, where a
+Exit codes: 0 all pass, 1 one fails, 2 usage or syntax, 3 the machine cannot, 4 skipped; of several files the worst, where a
 failure is worse than a mistake in the text and that is worse than a skip.
 """
 
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import click
 
+from ustack.cli import MACHINE
+from ustack.drill.many import Settings, run_files
 from ustack.drill.options import FLAGS, SETTINGS, Options, read_setting
-from ustack.drill.report import Outcome, PcapFile, Result
-from ustack.drill.run import run_file
+from ustack.drill.report import Outcome, Result
 from ustack.drill.source import parse_define
+from ustack.lab.errors import MachineCannot
 
 _WORST_LAST = (Result.PASS, Result.SKIPPED, Result.SYNTAX, Result.FAIL)
 
@@ -79,27 +80,35 @@ def _say(outcome: Outcome, as_json: bool, verbose: bool) -> None:
               help="Set before the script starts.")
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Of the stack's secrets and the peer's ports.")
+@click.option("--time", "time_", type=click.Choice(["virtual", "real"]), default="virtual", show_default=True,
+              help="real: on ustack's engine thread and a TUN device, in a network namespace made for each script.")
+@click.option("--kernel", is_flag=True, help="Against this machine's kernel instead of ustack, in real time.")
+@click.option("-n", "--jobs", type=click.IntRange(1), help="Worker processes  [default: 1; in real time 4]")
 @_with_settings
 @click.pass_context
 def drill(ctx: click.Context, /, files: tuple[str, ...], as_json: bool, verbose: bool,
           defines: dict[str, str],
           pcap: str | None, strict: bool, sysctls: tuple[tuple[str, str], ...], seed: int,
-          **settings: Any) -> None:
+          time_: str, kernel: bool, jobs: int | None, **settings: Any) -> None:
     """Run packetdrill scripts against ustack, in process and on virtual time.
 
-    The --name=value lines of a script are options here too, and win over the script's.
+    The --name=value lines of a script are options here too, and win over the script's. Exit codes: 0 pass, 1 fail,
+    2 usage or syntax, 3 the machine cannot (real time only), 4 skipped; of several files the worst.
     """
     if pcap is not None and len(files) > 1:
         raise click.UsageError("--pcap takes one script at a time")
+    target = "kernel" if kernel else "tun" if time_ == "real" else "virtual"
     command_line = {name: value for name, value in settings.items() if value is not None}
     base = Options(strict=strict, sysctl=sysctls, seed=seed)
     results = []
-    with ExitStack() as stack:
-        writer = PcapFile(stack.enter_context(open(pcap, "wb"))) if pcap is not None else None
-        for path in files:
-            outcome = run_file(path, base, command_line, defines, pcap=writer)
+    common = Settings(target, base, command_line, defines, pcap)
+    try:
+        for outcome in run_files(files, common, jobs):
             results.append(outcome.result)
             _say(outcome, as_json, verbose)
+    except MachineCannot as error:
+        click.echo(f"ustack drill: {error}", err=True)
+        ctx.exit(MACHINE)
     if not as_json and len(files) > 1:
         click.echo(", ".join(f"{results.count(r)} {r.name.lower()}" for r in Result if r in results))
     ctx.exit(int(max(results, key=_WORST_LAST.index)))

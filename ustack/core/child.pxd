@@ -85,6 +85,7 @@ cdef inline void child_inherit_options_(engine_t* e, tcb_t* c, const tcb_t* lsk)
     c.cc_user = lsk.cc_user
     c.rto_min_us = lsk.rto_min_us
     c.delack_max_us = lsk.delack_max_us
+    c.shutdown = lsk.shutdown
     c.scaling_ratio = lsk.scaling_ratio
     sk_opt_inherit(e, c, lsk)
 

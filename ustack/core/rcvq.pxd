@@ -265,3 +265,11 @@ cdef inline void rcv_queue_syn_data(engine_t* e, tcb_t* sk, const seg_t* s) noex
 cdef inline void rcv_queue_purge(engine_t* e, tcb_t* sk) noexcept nogil:
     """Both queues and the ring; sequence variables stay."""
     sk_purge_recv(e, sk)
+
+
+cdef inline void rcv_queue_flush(engine_t* e, tcb_t* sk) noexcept nogil:
+    """What close() throws away: the data in order. What lies beyond a gap stays, and counts against the window."""
+    if sk.ofo_head == 0:
+        sk_purge_recv(e, sk)
+    while sk.rq_head:
+        rq_eat(e, sk, sk.rq_head)

@@ -230,3 +230,9 @@ cdef inline int64_t tcp_inq(engine_t* e, tcb_t* sk) noexcept nogil:
             n -= 1
         return n
     return <uint32_t> (sk.urg_seq - sk.copied_seq)
+
+
+cdef inline int64_t tcp_inq_hint(const tcb_t* sk) noexcept nogil:
+    """TCP_CM_INQ: bytes still to be read; 1 when there is only the end of the stream."""
+    cdef uint32_t n = sk.rcv_nxt - sk.copied_seq
+    return 1 if n == 0 and sk.sflags & SF_DONE else n

@@ -6,7 +6,7 @@
 from libc.string cimport memcpy, memset, strlen, strncmp
 
 from ustack.core.types cimport (
-    E_DOM, E_INVAL, E_NOENT, E_NOMEM, E_NOPROTOOPT, E_NOTCONN, E_OPNOTSUPP, E_PERM, NS_NEVER, NS_PER_SEC, TCP_CLOSE,
+    E_DOM, E_INVAL, E_NOENT, E_NOMEM, E_NOPROTOOPT, E_NOTCONN, E_OPNOTSUPP, E_PERM, NS_NEVER, NS_PER_MS, NS_PER_SEC, TCP_CLOSE,
     TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_LISTEN, int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t,
 )
 from ustack.core.cc cimport cc_assign, cc_by_name, cc_name
@@ -17,7 +17,7 @@ from ustack.core.rcvwin cimport tcp_space_from_win
 from ustack.core.recvmsg cimport tcp_cleanup_rbuf
 from ustack.core.records cimport listener_t, reqext_t
 from ustack.core.sock cimport (
-    ext_at, lst_at, sk_data_ready, sk_delete_keepalive, sk_handle, sk_opt, sk_reset_keepalive, sk_stream_is_writeable,
+    ext_at, jiffies_up, lst_at, sk_data_ready, sk_delete_keepalive, sk_handle, sk_opt, sk_reset_keepalive, sk_stream_is_writeable,
     sk_write_space,
 )
 from ustack.core.state cimport engine_t
@@ -517,6 +517,15 @@ cdef inline int set_cork_nodelay(engine_t* e, tcb_t* sk, int name, bint on) noex
     return 0
 
 
+cdef inline int set_ticks_us_(engine_t* e, int v, uint32_t* into) noexcept nogil:
+    # TCP_RTO_MIN_US, TCP_DELACK_MAX_US: whole ticks, two at least, 200 ms at most.
+    cdef ns_t t = jiffies_up(e, <ns_t> v * 1000)
+    if v < 0 or t < 2 * e.tick or t > 200 * NS_PER_MS:
+        return -E_INVAL
+    into[0] = <uint32_t> (t // 1000)
+    return 0
+
+
 cdef inline int set_small_tcp(engine_t* e, tcb_t* sk, int name, int32_t v) noexcept nogil:
     """The options that only store a number within a range."""
     if name == 2:                                   # TCP_MAXSEG
@@ -577,13 +586,9 @@ cdef inline int set_small_tcp(engine_t* e, tcb_t* sk, int name, int32_t v) noexc
             return -E_INVAL
         sk_opt(e, sk).rto_max_ms = v
     elif name == 45:                                # TCP_RTO_MIN_US
-        if v <= 0 or v > 1000000:
-            return -E_INVAL
-        sk.rto_min_us = <uint32_t> v
+        return set_ticks_us_(e, v, &sk.rto_min_us)
     elif name == 46:                                # TCP_DELACK_MAX_US
-        if v <= 0 or v > 200000:
-            return -E_INVAL
-        sk.delack_max_us = <uint32_t> v
+        return set_ticks_us_(e, v, &sk.delack_max_us)
     elif name in (19, 20, 21, 22, 29):              # TCP_REPAIR and its kin
         return -E_PERM
     elif name in (14, 31, 32, 38, 39, 40, 41, 42):  # MD5 and AO keys, ULP: not modelled

@@ -132,7 +132,7 @@ cdef inline void tcp_get_info(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil
     put_u32(p, 220, sk.los.reord_seen)
     put_u32(p, 224, sk.los.rcv_ooopack)
     put_u32(p, 228, sk.snd_wnd)
-    put_u32(p, 232, sk.rcv_wnd - (sk.rcv_nxt - sk.rcv_wup))
+    put_u32(p, 232, sk.rcv_wnd)
     put_u32(p, 236, sk.los.timeout_rehash)
     (<uint16_t*> (p + 240))[0] = sk.los.total_rto
     (<uint16_t*> (p + 242))[0] = sk.los.total_rto_recoveries

@@ -16,7 +16,7 @@ from ustack.core.fastopen cimport fastopen_init_key_once
 from ustack.core.listen cimport accept_pop, listen_start, listen_stop
 from ustack.core.output cimport tcp_send_active_reset, tcp_send_fin
 from ustack.core.pool cimport pool_alloc, pool_free
-from ustack.core.rcvq cimport rcv_queue_purge
+from ustack.core.rcvq cimport rcv_queue_flush, rcv_queue_purge
 from ustack.core.recvmsg cimport tcp_inq
 from ustack.core.records cimport WT_WAITING, listener_t, waiter_t
 from ustack.core.route cimport route_is_bindable
@@ -318,6 +318,8 @@ cdef inline int user_shutdown(engine_t* e, tcb_t* sk, int how) noexcept nogil:
             sk.sock_state = SS_CONNECTED
     s = sk.state
     if s == TCP_CLOSE:
+        # Kept all the same: a later connect() or listen(), and that listener's children, are shut down from the start.
+        sk.shutdown |= <uint8_t> how
         err = -E_NOTCONN
     elif s == TCP_LISTEN or s == TCP_SYN_SENT:
         if s == TCP_SYN_SENT or how & RCV_SHUTDOWN:
@@ -353,7 +355,7 @@ cdef inline ns_t user_close(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.sflags & SF_DONE and sk.copied_seq != sk.rcv_nxt:
         inq_end -= 1
     unread = sk.rq_head != 0 and before(sk.copied_seq, inq_end)
-    rcv_queue_purge(e, sk)
+    rcv_queue_flush(e, sk)
     if sk.state == TCP_CLOSE:
         return 0
     if unread:

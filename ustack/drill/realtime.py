@@ -32,6 +32,7 @@ from ustack.lab.kernel import IFF_NO_PI, IFF_TUN, TUNSETIFF, Namespace
 
 DEVICE = "tun0"
 LOOK_AGAIN = 500_000  # ns until the interpreter looks again
+TAKES_AT_MOST = 20_000_000  # ns the engine thread may need to take a packet
 CALL_SETTLES = 0.002  # s: what a call that blocks needs to be in the kernel
 IFF_VNET_HDR, TUNSETOFFLOAD = 0x4000, 0x400454D0
 TUN_F_CSUM_TSO4_ECN = 0x01 | 0x02 | 0x08
@@ -96,7 +97,6 @@ def _with_checksum(raw: bytes, start: int, offset: int) -> bytes:
 def _framed(raw: bytes, gso_size: int) -> bytes:
     if not gso_size:
         return bytes(_VNET.size) + raw
-    head = 20 + (raw[32] >> 4) * 4
     return _VNET.pack(_NEEDS_CSUM, _GSO_TCPV4, 0, gso_size, 20, 16) + _open_checksum(raw)
 
 
@@ -265,6 +265,10 @@ class HostSocket:
             raise UnsupportedError("getsockopt() with the length 0")
         return self._sock.getsockopt(level, name, buflen)
 
+    def recv(self, size: int, flags: int) -> bytes:
+        # Python makes no call for nothing.
+        return self._sock.recv(size, flags) if size else self._sock.recvmsg(0, 0, flags)[0]
+
     def sendto(self, data: bytes, flags: int, address: tuple[str, int]) -> int:
         return self._sock.sendto(data, flags, address)
 
@@ -364,22 +368,35 @@ class UstackOnTun(RealStack):
     def __init__(self, options: Options) -> None:
         import ustack
 
-        link = ustack.TunLink(DEVICE, mtu=options.mtu)
+        # The device must carry whatever a script injects; the MTU of the run is the stack's.
+        link = ustack.TunLink(DEVICE, mtu=65535)
         clock = RealClock()
         wire = PacketSocketWire(DEVICE, clock)
-        self._stack = ustack.Stack(link, f"{options.local_ip}/{options.prefix_length()}", sysctl=dict(options.sysctl))
+        self._stack = ustack.Stack(link, f"{options.local_ip}/{options.prefix_length()}", sysctl=dict(options.sysctl),
+                                   mtu=options.mtu)
         self._stack.route(f"add {options.remote_ip}/32 via {options.gateway_ip} dev {DEVICE}")
         super().__init__(wire, clock)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stack, name)
 
+    def inject(self, packet: bytes, at: int | None = None, csum: int = 0, gso_size: int = 0) -> int:
+        """Returns when the engine thread has taken the packet, as a write to the kernel's device does."""
+        before = self._taken()
+        super().inject(packet, at, csum, gso_size)
+        limit = self.clock.now + TAKES_AT_MOST
+        while self._taken() == before and self.clock.now < limit:
+            time.sleep(0)
+        return 0
+
+    def _taken(self) -> int:
+        return self._stack.nstat(zeros=True)["IpInReceives"]
+
     def link(self, mtu: int | None = None, *, refuse: bool | None = None, super_segments: bool | None = None) -> None:
-        if refuse or super_segments is False:
-            raise UnsupportedError("a TUN device's queue and offloads in real time")
-        if mtu is not None:
-            self._stack.link(mtu=mtu)
+        if super_segments is False:
+            raise UnsupportedError("segmentation offload off, in real time on ustack")
+        self._stack.link(mtu=mtu, refuse=refuse)
 
     def stop(self) -> None:
-        self._stack.stop()
         self.wire.close()
+        self._stack.stop()

@@ -262,7 +262,7 @@ class Syscalls:
     # -- receiving
     def call_read(self, call: Syscall) -> Started:
         fd, buffer, size = values.args(call, 3)
-        return self._receive(fd, buffer, values.number(size), 0)
+        return self._read(fd, buffer, values.number(size))
 
     def call_recv(self, call: Syscall) -> Started:
         fd, buffer, size, flags = values.args(call, 4)
@@ -274,7 +274,12 @@ class Syscalls:
 
     def call_readv(self, call: Syscall) -> Started:
         fd, vector, count = values.args(call, 3)
-        return self._receive(fd, None, sum(self._vector(vector, count)), 0)
+        return self._read(fd, None, sum(self._vector(vector, count)))
+
+    def _read(self, fd: nodes.Value, buffer: nodes.Value | None, size: int) -> Started:
+        """A read of nothing does not come to the socket."""
+        self._tcp(fd)
+        return self._receive(fd, buffer, size, 0) if size else self._returns(0)
 
     def _receive(self, fd: nodes.Value, buffer: nodes.Value | None, size: int, flags: int) -> Started:
         descriptor = self._tcp(fd)
