@@ -222,6 +222,10 @@ class Stack:
         """Shift the minutes in which SYN cookies age, in ns."""
         _fastpath.set_cookie_phase(self.engine, phase_ns)
 
+    def set_tick_phase(self, phase_ns: int) -> None:
+        """How long before virtual time 0 the last tick (4 ms) was, in ns: what CUBIC and BBR count in ticks depends on it."""
+        _fastpath.set_tick_phase(self.engine, phase_ns)
+
     # ---- the manual driver ---------------------------------------------------------------------------------------------------
     def _manual(self) -> ManualDriver:
         if self.clock is None:

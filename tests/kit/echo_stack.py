@@ -391,6 +391,6 @@ class EchoStack:
         assert isinstance(step, LinkStep) and step.mtu == mtu
 
 
-def echo(recording: Recording, scenario: Scenario) -> EchoStack:
+def echo(recording: Recording, scenario: Scenario, seed: int = 0) -> EchoStack:
     """A builder for `ustack.replay.replay` that echoes the very scenario that is replayed."""
     return EchoStack(scenario)

@@ -91,6 +91,13 @@ def set_cookie_phase(Engine engine not None, phase_ns):
     release(engine.e, &engine.s)
 
 
+def set_tick_phase(Engine engine not None, phase_ns):
+    """Where between two ticks of the kernel's clock time 0 lies, in ns."""
+    acquire(engine.e, &engine.s)
+    engine.e.tick_phase = phase_ns
+    release(engine.e, &engine.s)
+
+
 def set_tso(Engine engine not None, uint32_t max_bytes):
     """Largest super-segment the core may build, headers included; 0 = one MSS at a time (`ethtool -K tso off gso off`)."""
     acquire(engine.e, &engine.s)

@@ -2,15 +2,15 @@
 #
 # RFC 9438, with HyStart (ACK train and delay increase) for leaving slow start. Linux counterpart: tcp_cubic.c; the module's parameters are
 # the cubic_* fields of the configuration. The window follows W(t) = C (t - K)^3 + W_max with time in units of 1/1024 s and the kernel's
-# truncations; `cnt` is the number of ACKed packets per packet of growth. Deviation: K comes from an exact integer cube root, where
-# the kernel's table with one Newton step is up to 0.2 % off.
+# truncations; `cnt` is the number of ACKed packets per packet of growth. K comes from the kernel's approximate cube root (up to 0.2 % off),
+# since the ACK at which the window grows depends on it.
 # Private state lives in tcb.ca_priv; times are ticks (tcp_jiffies32) or microseconds, both modulo 2^32.
 
 from libc.string cimport memset
 
 from ustack.core.types cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from ustack.core.cwnd cimport (
-    CA_EVENT_TX_START, tcp_cong_avoid_ai, tcp_hz, tcp_in_slow_start, tcp_is_cwnd_limited, tcp_jiffies32, tcp_mstamp, tcp_slow_start,
+    CA_EVENT_TX_START, jiffies_at, tcp_cong_avoid_ai, tcp_hz, tcp_in_slow_start, tcp_is_cwnd_limited, tcp_jiffies32, tcp_mstamp, tcp_slow_start,
 )
 from ustack.core.seqno cimport after, u32_max, u32_min, u64_min
 from ustack.core.state cimport engine_t
@@ -23,11 +23,22 @@ from ustack.core.tcb cimport TCP_CA_LOSS, tcb_t
 cdef enum:
     CUBIC_BETA_SCALE = 1024     # beta is in these units
     CUBIC_HZ = 10               # 2^10 units of K and t per second
+    CUBIC_C = 410               # C * 1024: ten times bic_scale's default; the kernel fixes it when the module is loaded
     HYSTART_ACK_TRAIN = 1       # bits of cubic_hystart_detect
     HYSTART_DELAY = 2
     HYSTART_MIN_SAMPLES = 8
     HYSTART_DELAY_MIN = 4000    # us
     HYSTART_DELAY_MAX = 16000
+
+cdef extern from *:
+    """
+    /* 64 times the cube root of 8 .. 63, as the kernel rounds it. */
+    static const unsigned char ustack_cubic_start[56] = {
+        123, 129, 134, 138, 143, 147, 151, 156, 157, 161, 164, 168, 170, 173, 176, 179, 181, 185, 187, 190, 192, 194, 197, 199, 200, 202, 204, 206,
+        209, 211, 213, 215, 217, 219, 221, 222, 224, 225, 227, 229, 231, 232, 234, 236, 237, 239, 240, 242, 244, 245, 246, 248, 250, 251, 252, 254};
+    """
+    const uint8_t cubic_start "ustack_cubic_start"[56]
+    int clz64 "__builtin_clzll"(unsigned long long) noexcept nogil
 
 cdef struct cubic_t:
     uint32_t cnt                # grow by one packet per cnt ACKed
@@ -54,18 +65,13 @@ cdef inline cubic_t* cubic_of(tcb_t* sk) noexcept nogil:
 
 
 cdef inline uint32_t cubic_root(uint64_t a) noexcept nogil:
-    """Largest x with x^3 <= a. Bit by bit: one run per epoch."""
-    cdef uint64_t x = 0
-    cdef uint64_t b
-    cdef int s = 63
-    while s >= 0:
-        x <<= 1
-        b = 3 * x * (x + 1) + 1
-        if (a >> s) >= b:
-            a -= b << s
-            x += 1
-        s -= 3
-    return <uint32_t> x
+    """Cube root of a >= 64 as the kernel computes it: the leading 4 to 6 bits select a start value, one Newton step follows, and the
+    division by 3 is a multiplication by 341/1024."""
+    cdef uint32_t bits = 64 - <uint32_t> clz64(a)
+    cdef uint32_t b = ((bits * 84) >> 8) - 1
+    cdef uint64_t x = (<uint64_t> (cubic_start[(a >> (3 * b)) - 8] + 10) << b) >> 6
+    x = 2 * x + a // (x * (x - 1))
+    return <uint32_t> ((x * 341) >> 10)
 
 
 # ---- state ---------------------------------------------------------------------------------------------------------------------
@@ -100,7 +106,7 @@ cdef inline void cubic_cwnd_event(engine_t* e, tcb_t* sk, int event) noexcept no
     if event != CA_EVENT_TX_START:
         return
     now = tcp_jiffies32(e)
-    delta = <int32_t> ((e.now // e.tick) - (sk.lsndtime // e.tick))
+    delta = <int32_t> (now - jiffies_at(e, sk.lsndtime))
     if ca.epoch_start and delta > 0:
         ca.epoch_start += <uint32_t> delta
         if after(ca.epoch_start, now):
@@ -126,9 +132,8 @@ cdef inline uint32_t cubic_ssthresh(engine_t* e, tcb_t* sk) noexcept nogil:
     return u32_max((sk.snd_cwnd * beta) // CUBIC_BETA_SCALE, 2)
 
 
-cdef inline void cubic_epoch(engine_t* e, cubic_t* ca, uint32_t cwnd, uint32_t acked, uint32_t now) noexcept nogil:
+cdef inline void cubic_epoch(cubic_t* ca, uint32_t cwnd, uint32_t acked, uint32_t now) noexcept nogil:
     """The first ACK of an epoch fixes the curve: its flat point and how far away it is."""
-    cdef uint64_t factor
     ca.epoch_start = now
     ca.ack_cnt = acked
     ca.tcp_cwnd = cwnd
@@ -136,9 +141,7 @@ cdef inline void cubic_epoch(engine_t* e, cubic_t* ca, uint32_t cwnd, uint32_t a
         ca.k = 0
         ca.origin_point = cwnd
         return
-    # 1/C in the units of K cubed; C = bic_scale * 10 / 1024
-    factor = (<uint64_t> 1 << (10 + 3 * CUBIC_HZ)) // <uint64_t> (e.cfg.cubic_bic_scale * 10)
-    ca.k = cubic_root(factor * (ca.last_max_cwnd - cwnd))
+    ca.k = cubic_root((<uint64_t> 1 << (10 + 3 * CUBIC_HZ)) // CUBIC_C * (ca.last_max_cwnd - cwnd))
     ca.origin_point = ca.last_max_cwnd
 
 
@@ -153,7 +156,7 @@ cdef inline uint32_t cubic_count(engine_t* e, cubic_t* ca, uint32_t cwnd, uint32
     t += (ca.delay_min * <uint64_t> 1000 + e.tick - 1) // <uint64_t> e.tick
     t = (t << CUBIC_HZ) // hz
     offs = ca.k - t if t < ca.k else t - ca.k
-    delta = (<uint64_t> (e.cfg.cubic_bic_scale * 10) * offs * offs * offs) >> (10 + 3 * CUBIC_HZ)
+    delta = (<uint64_t> CUBIC_C * offs * offs * offs) >> (10 + 3 * CUBIC_HZ)
     if t < ca.k:
         target = ca.origin_point - <uint32_t> delta
     else:
@@ -196,7 +199,7 @@ cdef inline void cubic_update(engine_t* e, tcb_t* sk, uint32_t acked) noexcept n
         ca.last_cwnd = cwnd
         ca.last_time = now
         if ca.epoch_start == 0:
-            cubic_epoch(e, ca, cwnd, acked, now)
+            cubic_epoch(ca, cwnd, acked, now)
         ca.cnt = cubic_count(e, ca, cwnd, now)
     if e.cfg.cubic_tcp_friendliness:
         cubic_friendly(ca, cwnd)

@@ -48,9 +48,13 @@ cdef struct ack_sample_t:       # what cc_pkts_acked gets
 
 
 # ---- time as the congestion controls count it -------------------------------------------------------------------------------
+cdef inline uint32_t jiffies_at(engine_t* e, ns_t t) noexcept nogil:
+    """The tick that time t falls into; never 0 in practice: modules keep 0 for "not set"."""
+    return <uint32_t> ((t + e.tick_phase) // e.tick) + 1
+
+
 cdef inline uint32_t tcp_jiffies32(engine_t* e) noexcept nogil:
-    """Ticks, never 0 in practice: modules keep 0 for "not set"."""
-    return <uint32_t> (e.now // e.tick) + 1
+    return jiffies_at(e, e.now)
 
 
 cdef inline uint32_t tcp_hz(engine_t* e) noexcept nogil:

@@ -150,6 +150,7 @@ cdef struct engine_t:
     ns_t now
     ns_t wall_offset            # now + wall_offset = wall clock: ISN, TSval, cookie epoch, SO_TIMESTAMPING
     ns_t tick                   # rounding of RTO, TLP, RACK and delayed-ACK lengths (one jiffy, default 4 ms)
+    ns_t tick_phase             # added to a time before its ticks are counted: where between two ticks time 0 lies
     ns_t cookie_phase           # added to the wall clock before the cookie minute is counted
     # configuration
     config_t cfg

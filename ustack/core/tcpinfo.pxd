@@ -7,6 +7,7 @@ from libc.string cimport memset
 from ustack.core.types cimport (
     NS_PER_MS, NS_PER_US, TCP_LISTEN, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
+from ustack.core.cwnd cimport jiffies_at, tcp_jiffies32
 from ustack.core.records cimport listener_t
 from ustack.core.rtt cimport minmax_get
 from ustack.core.seqno cimport i64_min
@@ -30,7 +31,7 @@ cdef inline void put_u64(uint8_t* p, uint32_t off, uint64_t v) noexcept nogil:
 
 cdef inline uint32_t ms_since(engine_t* e, ns_t t) noexcept nogil:
     """Whole milliseconds since t, in the kernel's ticks."""
-    return <uint32_t> (((e.now // e.tick) - (t // e.tick)) * e.tick // 1000000)
+    return <uint32_t> ((tcp_jiffies32(e) - jiffies_at(e, t)) * <uint64_t> e.tick // 1000000)
 
 
 cdef inline uint64_t chrono_us(engine_t* e, tcb_t* sk, int chrono) noexcept nogil:

@@ -5,8 +5,8 @@ returns, so it is read before the next step. Blocking calls run on threads of th
 written into the step that stands where they were entered.
 
 Invariant: `steps` is in time order and complete: nothing is done to the kernel but through methods of this
-class. `disturbed` is the longest time by which this process was late (the machine was busy), for `run` to
-decide whether to record again.
+class. `disturbed` is the longest time by which this process was late (the machine was busy), `behind` the longest
+that a packet took to come in after its time was written down, for `run` to decide whether to record again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from .symbols import Key, Symbols, key_of
 
 QUIET = 0.0012
 LATE = 0.004
+TICK, TICK_SAMPLES = 0.004, 5
+CLOCK_MONOTONIC_COARSE = 6
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Observer = Callable[[int, wire.Packet], None]
@@ -46,6 +48,7 @@ class Bench:
         self.observers: dict[Key, Observer] = {}
         self.last_error = ""
         self.disturbed = 0.0
+        self.behind = 0.0
         self.quick = False
         self._packets = 0
         self._threads: list[threading.Thread] = []
@@ -58,6 +61,18 @@ class Bench:
 
     def now(self) -> float:
         return round(time.monotonic() - self._start, 6)
+
+    def tick_at(self) -> float:
+        """The phase of the kernel's tick: when one was, in seconds of this scenario from 0 to one tick. CUBIC and BBR count in ticks."""
+        best, at = TICK, 0.0
+        for _ in range(TICK_SAMPLES):
+            before, seen = time.clock_gettime(CLOCK_MONOTONIC_COARSE), 0.0
+            while time.clock_gettime(CLOCK_MONOTONIC_COARSE) == before:
+                seen = time.monotonic()
+            gap = time.monotonic() - seen
+            if gap < best:
+                best, at = gap, seen + gap / 2
+        return round((at - self._start) % TICK, 6)
 
     def _step(self, **members: Any) -> dict[str, Any]:
         step = {"t": self.now(), **members}
@@ -122,6 +137,7 @@ class Bench:
             os.write(self.kernel.fd, raw)
         except OSError as e:
             raise errors.ScenarioError(f"the TUN device refuses the packet: {e.strerror}") from e
+        self.behind = max(self.behind, self.now() - step["t"])
         self.disturbed = max(self.disturbed, self.now() - step["t"] - LATE)
         self.settle()
         return p

@@ -24,6 +24,7 @@ from .script import Script, full_name
 
 DISTURBED = 0.012
 TRIES = 4
+CALM_TRIES = 12
 JOBS = 8
 GLOBAL = ("net.core.rmem_max", "net.core.wmem_max", "net.core.rmem_default", "net.core.wmem_default", "net.ipv4.tcp_mem")
 FROM_MEMORY = ("net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_max_tw_buckets", "net.ipv4.tcp_max_orphans")
@@ -39,7 +40,7 @@ def _machine_values(names: Sequence[str]) -> dict[str, str]:
     return out
 
 
-def _once(scenario: Scenario) -> tuple[dict[str, Any], float]:
+def _once(scenario: Scenario) -> tuple[dict[str, Any], float, float]:
     host = kernel.Kernel(scenario.congestion)
     bench = Bench(host)
     try:
@@ -55,6 +56,10 @@ def _once(scenario: Scenario) -> tuple[dict[str, Any], float]:
                                "depends": [], "setup": [], "checks": {}, "file": Path(scenario.file).name, "rules": scenario.rules}
         if scenario.varies:
             out["varies"] = scenario.varies
+        if scenario.tolerance:
+            out["tolerance"] = scenario.tolerance
+        if scenario.draws != 1:
+            out["draws"] = scenario.draws
         if host.read_sysctl(FASTOPEN_KEY) != NO_KEY:
             out["tfo_key"] = host.read_sysctl(FASTOPEN_KEY)
         out["n_calls"] = sum("call" in s for s in bench.steps)
@@ -62,27 +67,34 @@ def _once(scenario: Scenario) -> tuple[dict[str, Any], float]:
         for step in bench.steps:
             for key, delta in step.get("counters", {}).items():
                 total[key] = total.get(key, 0) + delta
-        out |= {"counters_total": total, "t_end": bench.now(), "steps": bench.steps}
-        return out, bench.disturbed
+        out |= {"counters_total": total, "t_end": bench.now(), "tick_at": bench.tick_at(), "steps": bench.steps}
+        return out, bench.disturbed, bench.behind
     finally:
         bench.dispose()
 
 
-def record(scenario: Scenario) -> dict[str, Any]:
-    """One scenario of a recording; of a scenario that makes no sense `{"id", "section", "error"}`."""
+def record(number: int) -> dict[str, Any]:
+    """One of the chosen scenarios as a recording has it; of a scenario that makes no sense `{"id", "section", "error"}`."""
+    scenario = _chosen[number]
     try:
-        for _ in range(TRIES):
-            out, disturbed = _once(scenario)
-            if disturbed <= DISTURBED:
+        for _ in range(CALM_TRIES if scenario.calm < 1 else TRIES):
+            out, disturbed, behind = _once(scenario)
+            if disturbed <= DISTURBED and behind <= scenario.calm:
                 break
-        out["disturbed_ms"] = round(disturbed * 1000, 1)
+        out["disturbed_ms"], out["behind_ms"] = round(disturbed * 1000, 1), round(behind * 1000, 2)
         return out
     except errors.ScenarioError as e:
         return {"id": scenario.id, "section": scenario.section, "error": f"{scenario.file}: {e}"}
 
 
-def _prepare() -> None:
-    """A worker: its own root if need be, and ahead of ordinary processes where that is allowed."""
+_chosen: Sequence[Scenario] = ()
+
+
+def _prepare(scenarios: Sequence[Scenario]) -> None:
+    """A worker: its own root if need be, and ahead of ordinary processes where that is allowed. It has the scenarios by the fork (their
+    steps may be functions of a file, which cannot be sent)."""
+    global _chosen
+    _chosen = scenarios
     kernel.become_root()
     with contextlib.suppress(OSError, AttributeError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
@@ -91,8 +103,8 @@ def _prepare() -> None:
 def record_all(scenarios: Sequence[Scenario], jobs: int = JOBS) -> Iterator[dict[str, Any]]:
     """Recorded scenarios, in the order given."""
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(jobs, len(scenarios)), context, _prepare) as pool:
-        yield from pool.map(record, scenarios)
+    with ProcessPoolExecutor(min(jobs, len(scenarios)), context, _prepare, (scenarios,)) as pool:
+        yield from pool.map(record, range(len(scenarios)))
 
 
 def recording(scenarios: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Scenario files: TOML with step lines, or Python.
 
 TOML holds `[[scenario]]` tables: `id`, `rules` (names of the facts), `desc`, `steps` (the lines of `script`),
-and if needed `sysctl` (a table, set before the first step), `congestion`, `varies`. `for.NAME = [...]` makes
+and if needed `sysctl` (a table, set before the first step), `congestion`, `varies`, `tolerance` (a table: by how much
+a field of TCP_INFO may differ), `draws` (the kernel draws random numbers here: how many seeds to try), `calm` (record again if a packet
+came in later than this, in seconds, than was written down). `for.NAME = [...]` makes
 a family: one scenario for each value (of several names: each combination), `{NAME}` standing for the value in
 all texts. `cases = [{...}, ...]` lists the combinations instead.
 
@@ -22,7 +24,8 @@ from typing import Any
 from . import errors
 
 Player = Callable[[Any], None]
-MEMBERS = frozenset({"id", "rules", "desc", "steps", "sysctl", "congestion", "varies", "for", "cases", "section", "explained"})
+MEMBERS = frozenset({"id", "rules", "desc", "steps", "sysctl", "congestion", "varies", "for", "cases", "section", "explained",
+                     "tolerance", "draws", "calm"})
 
 
 @dataclass
@@ -37,6 +40,9 @@ class Scenario:
     varies: str | None = None
     explained: str = ""
     file: str = ""
+    tolerance: dict[str, float] = field(default_factory=dict)
+    draws: int = 1
+    calm: float = 1.0
 
 
 def _fill(value: Any, names: dict[str, Any]) -> Any:
@@ -71,7 +77,8 @@ def _scenario(table: dict[str, Any], path: Path) -> Scenario:
     name = table["id"]
     return Scenario(name, table.get("section", name[:1]), table.get("rules", []), table.get("desc", ""), table["steps"],
                     {k: str(v) for k, v in table.get("sysctl", {}).items()}, table.get("congestion", "cubic"), table.get("varies"),
-                    table.get("explained", ""), str(path))
+                    table.get("explained", ""), str(path),
+                    dict(table.get("tolerance", {})), table.get("draws", 1), table.get("calm", 1.0))
 
 
 def load(path: Path) -> list[Scenario]:

@@ -5,8 +5,8 @@ did.
 on top.
 """
 
-from .driver import replay
+from .driver import replay, replay_trace
 from .recording import FormatError, Recording, Scenario, load, parse
 from .report import Difference, Result
 
-__all__ = ["Difference", "FormatError", "Recording", "Result", "Scenario", "load", "parse", "replay"]
+__all__ = ["Difference", "FormatError", "Recording", "Result", "Scenario", "load", "parse", "replay", "replay_trace"]

@@ -158,6 +158,9 @@ class Scenario:
     tfo_key: str | None
     cookie_minute_at: list[float]
     checks: dict[str, Json]
+    tick_at: float | None = None
+    tolerance: dict[str, float] = field(default_factory=dict)
+    draws: int = 1
     counters_total: dict[str, int] = field(default_factory=dict)
 
     def setup_steps(self) -> list[Step]:
@@ -315,7 +318,8 @@ def _scenario(obj: Json, n: int) -> Scenario:
     minutes = [float(x) for x in f.get("cookie_minute_at", list, [])]
     return Scenario(name, f.get("section", str, name[:1]), f.get("desc", str, ""), steps, max(t_end, last),
                     f.get("varies", str, None), f.get("tfo_key", str, None), minutes,
-                    f.get("checks", dict, {}), f.get("counters_total", dict, {}))
+                    f.get("checks", dict, {}), f.get("tick_at", (int, float), None), f.get("tolerance", dict, {}),
+                    f.get("draws", int, 1), f.get("counters_total", dict, {}))
 
 
 def parse(data: Json) -> Recording:

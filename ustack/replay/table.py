@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from .timing import EARLY, MS, lateness
@@ -228,19 +229,23 @@ def piped(rows: Sequence[Row], commands: Iterable[str]) -> list[Row] | str:
     return kept
 
 
-def fields_fault(want: Mapping[str, int], have: Mapping[str, int]) -> Fault | None:
-    """The first field of a TCP_INFO that differs."""
+def fields_fault(want: Mapping[str, int], have: Mapping[str, int], tolerance: Mapping[str, float] = MappingProxyType({})) -> Fault | None:
+    """The first field of a TCP_INFO that differs by more than its tolerance: an int is absolute (default 0), a float is a fraction of the
+    recorded value. Measured fields count only if they have one."""
     for name, value in want.items():
-        if name in MEASURED_FIELDS:
+        if name in MEASURED_FIELDS and name not in tolerance:
             continue
         got = have.get(name)
         if got is None:
             return f"tcp_info {name}", str(value), "not there"
+        allowed = tolerance.get(name, 0)
+        if isinstance(allowed, float):
+            allowed *= value
         if name == "rto_us":
             measured = abs(want.get("rtt_us", 0) - have.get("rtt_us", 0)) + 4 * abs(want.get("rttvar_us", 0) - have.get("rttvar_us", 0))
-            if abs(value - got) > (TICK_MS * 1000 + measured) << min(want.get("backoff", 0), 10):
+            if abs(value - got) > ((TICK_MS * 1000 + measured) << min(want.get("backoff", 0), 10)) + allowed:
                 return f"tcp_info {name}", str(value), str(got)
-        elif value != got:
+        elif abs(value - got) > allowed:
             return f"tcp_info {name}", str(value), str(got)
     return None
 

@@ -25,6 +25,7 @@ from .recording import (
 )
 
 COOKIE_EPOCH_NS = 60_000_000_000
+TICK_NS = 4_000_000
 FROM_MEMORY = ("net.ipv4.tcp_max_syn_backlog", "net.ipv4.tcp_max_tw_buckets", "net.ipv4.tcp_max_orphans",
                "net.ipv4.tcp_mem")
 """Defaults that a kernel computes from its memory: taken over from the recording's machine."""
@@ -54,6 +55,7 @@ class Target(Protocol):
     def route(self, text: str) -> Any: ...
     def address(self, op: str, text: str) -> Any: ...
     def link(self, *, mtu: int) -> Any: ...
+    def set_tick_phase(self, phase_ns: int) -> None: ...
 
 
 class SetupError(RuntimeError):
@@ -109,6 +111,8 @@ def build(recording: Recording, scenario: Scenario, seed: int = 0) -> Target:
     for name, value in values.items():
         with contextlib.suppress(KeyError, OSError):
             stack.sysctl[name] = value
+    if scenario.tick_at is not None:
+        stack.set_tick_phase(-ns(scenario.tick_at) % TICK_NS)
     for step in setup:
         if step is first or (isinstance(step, LinkStep) and step.mtu == mtu):
             continue
