@@ -4,7 +4,7 @@ Switches (environment variables, each "1" to turn on):
   USTACK_DEBUG     bounds and wraparound checks, asserts in the core
   USTACK_SANITIZE  AddressSanitizer + UndefinedBehaviorSanitizer (implies USTACK_DEBUG)
   USTACK_COVERAGE  gcov instrumentation, lines map to .pxd files
-  USTACK_CTEST     also build tests/_ctest.pyx, the test-only door to the leaf functions
+  USTACK_CTEST     also build tests/_ctest.pyx, the test-only door to the leaf functions, and tests/_hookops.pyx, a C op-table
   USTACK_BENCH     also build tests/_cbench.pyx, timing loops for scripts/bench
   USTACK_FAST      -O0: the quickest build, for the edit-compile loop
 """
@@ -57,6 +57,7 @@ def extension(name: str, source: str) -> Extension:
 extensions = [extension("ustack._fastpath", "ustack/_fastpath.pyx")]
 if switch("USTACK_CTEST"):
     extensions.append(extension("tests._ctest", "tests/_ctest.pyx"))
+    extensions.append(extension("tests._hookops", "tests/_hookops.pyx"))
 if switch("USTACK_BENCH"):
     extensions.append(extension("tests._cbench", "tests/_cbench.pyx"))
 

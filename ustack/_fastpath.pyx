@@ -13,8 +13,8 @@ from libc.string cimport memcpy, memset
 
 from ustack.core.types cimport (
     CSUM_NONE, CSUM_PARTIAL, CSUM_VERIFIED, E_AGAIN, E_BADF, E_INPROGRESS, E_INTR, E_INVAL, E_NETDOWN, E_NOBUFS,
-    E_NOMEM, E_PIPE, KIND_REQ, KIND_TCB, KIND_TW, NS_NEVER, REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_CWR, TM_KEEP,
-    TM_REQ, TM_RETRANS, TM_TW, idx_t, ns_t, ref_t, seg_t,
+    E_NOMEM, E_PIPE, KIND_REQ, KIND_TCB, KIND_TW, NS_NEVER, OPT_SACKOK, OPT_TS, OPT_WSCALE, REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_CWR, TM_KEEP,
+    TM_REQ, TM_RETRANS, TM_TW, flow_t, idx_t, ns_t, ref_t, seg_t,
 )
 from ustack.core.config cimport N_SYSCTLS, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
@@ -22,8 +22,15 @@ from ustack.core.cc_bbr cimport bbr_get_info
 from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
 from ustack.core.engine cimport (
     engine_batch, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
-    engine_prefetch, engine_receive, engine_time, engine_tx_done,
+    engine_prefetch, engine_receive, engine_resume, engine_time, engine_tx_done,
 )
+from ustack.core.hooks cimport (
+    CONN_CWND, CONN_ESTABLISHED, CONN_RETRANS, CONN_RTO, CONN_RTO_FIRED, CONN_SSTHRESH, CONN_STATE, CONN_TOS, HOOKS_CAPSULE,
+    HOOKS_VERSION, HOOK_DROP, HOOK_PARK, HOOK_RESET, QUEUE_ACCEPT_ACK, QUEUE_SYN, SYN_EVICT, SYN_ISN, SYN_MSS, SYN_NEEDS_ECN, SYN_RTO,
+    SYN_RWND_INIT, SYN_WINDOW, hook_ack_t, hook_acceptq_t, hook_conn_t, hook_cookie_t, hook_drop_t, hook_overflow_t, hook_queue_t,
+    hook_select_t, hook_syn_t, hook_synack_t, hooks_t,
+)
+from ustack.core.listen cimport listener_refuse
 from ustack.core.metrics cimport metrics_flush
 from ustack.core.pool cimport pool_free, pool_gen, pool_live, pool_t
 from ustack.core.records cimport (
@@ -34,14 +41,14 @@ from ustack.core.recvmsg cimport tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts
 from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle,
+    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport,
     sk_opt, sk_wake, tw_at, wait_at, waiter_finish,
 )
 from ustack.core.service cimport (
     SVC_CHARGEN, SVC_CHUNK, SVC_DISCARD, SVC_ECHO, SVC_HTTP, SVC_NONE, service_pump, service_set,
 )
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
-from ustack.core.state cimport engine_t, event_t, route_t
+from ustack.core.state cimport LOG_RING, engine_t, event_t, route_t
 from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
 from ustack.core.tcb cimport CC_BBR, SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, skopt_t, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
@@ -61,6 +68,7 @@ from ustack.errors import failure
 
 include "_border/lock.pxi"
 include "_border/mirror.pxi"
+include "_border/hooks.pxi"
 include "_border/engine.pxi"
 include "_border/control.pxi"
 include "_border/views.pxi"

@@ -9,20 +9,20 @@ import contextlib
 import errno
 import ipaddress
 import itertools
-import logging
 import os
 import struct
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ustack import _fastpath
+from ustack import _fastpath, klog
 from ustack._socket import Socket, _pair
 from ustack.clock import VirtualClock
 from ustack.drivers.manual import Completion, ManualDriver
 from ustack.errors import failure
+from ustack.events import EventStream, open_stream
 from ustack.route import parse_address, parse_route
 from ustack.sysctl import Sysctl
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from ustack.drivers.base import Driver
     from ustack.links.base import Link
 
-log = logging.getLogger("ustack")
 _names = itertools.count()
 
 
@@ -87,9 +86,7 @@ class Stack:
 
             self._driver = ThreadedDriver(self, self.engine, link)
         self._driver.start()
-        entries = _fastpath.ehash_entries(self.engine)
-        log.info("TCP established hash table entries: %d", entries)
-        log.info("TCP: Hash tables configured (established %d bind %d)", entries, 65536)
+        klog.hash_tables(self.engine)
 
     # ---- sockets -----------------------------------------------------------------------------------------------------------
     def socket(self, family: int = 2, type: int = 1, proto: int = 0) -> Socket:
@@ -138,9 +135,16 @@ class Stack:
         counters = _fastpath.counters(self.engine)
         return counters if zeros else {k: v for k, v in counters.items() if v}
 
-    def drops(self) -> dict[str, int]:
-        """Packets discarded, by reason (Linux's names where the kernel has one)."""
-        return _fastpath.drop_counters(self.engine)
+    def drops(self, listener: Socket | None = None) -> dict[str, int]:
+        """Packets discarded, by reason (Linux's names where the kernel has one); of one listener: those it decided about."""
+        if listener is None:
+            return _fastpath.drop_counters(self.engine)
+        return _fastpath.listener_drops(self.engine, listener.handle)
+
+    def events(self, capacity: int = 65536) -> EventStream:
+        """A stream of what happens from now on: drops, state changes, accept queues, retransmissions, log lines (ustack/events.py).
+        Without one the engine keeps no events. capacity: how many may wait; the oldest are lost, and counted."""
+        return open_stream(self.engine, capacity)
 
     def ss(self, args: str | Sequence[str] = "-tan") -> list[dict[str, Any]]:
         """The rows of `ss ARGS`: {"state", "recvq", "sendq", "local", "peer", "info"}."""
@@ -189,6 +193,24 @@ class Stack:
     def pools(self) -> dict[str, int]:
         """Objects in use per pool; what a leak check compares."""
         return _fastpath.pool_usage(self.engine)
+
+    # ---- hooks -------------------------------------------------------------------------------------------------------------
+    def on(self, name: str, function: Callable[[Any], Any] | None = None) -> Any:
+        """Call function(view) at the decision `name` (ustack/hooks.py, docs/hooks.md); returns a Hook with .remove(). Without a function: a
+        decorator. ValueError for a hook that needs C beside an engine thread."""
+        return self.engine.on(name, function)
+
+    def set_hooks(self, capsule: object) -> None:
+        """Install a C op-table (a PyCapsule of hooks_t, core/hooks.pxd), or None for none."""
+        self.engine.set_hooks(capsule)
+
+    def bring_notes(self) -> None:
+        """Log lines, parked connections and late hooks: what the core leaves for Python. The driver's matter."""
+        klog.emit(self.engine)
+        hooks = self.engine.hookset
+        if hooks is not None and hooks.threaded:
+            hooks.pump()
+            _fastpath.resume_parked(self.engine)
 
     # ---- configuration -----------------------------------------------------------------------------------------------------
     def route(self, command: str) -> None:
@@ -282,6 +304,8 @@ class Stack:
             return
         self.stopped = True
         self._driver.stop()
+        if self.engine.hookset is not None:
+            self.engine.hookset.clear()
         if self.link_device is not None:
             self.link_device.close()
 

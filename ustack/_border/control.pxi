@@ -13,9 +13,9 @@ def sysctl_read(Engine engine not None, int row):
     cdef int64_t v
     if not 0 <= row < N_SYSCTLS:
         raise IndexError(row)
-    acquire(engine.e, &engine.s)
+    acquire_view(engine.e, &engine.s)
     v = (<int64_t*> (<char*> &engine.e.cfg + sysctl_table[row].offset))[0]
-    release(engine.e, &engine.s)
+    release_view(engine.e, &engine.s)
     return v
 
 
@@ -200,11 +200,11 @@ def counters(Engine engine not None):
     cdef uint64_t icmp_in[256]
     cdef uint64_t icmp_out[256]
     cdef int i
-    acquire(engine.e, &engine.s)
+    acquire_view(engine.e, &engine.s)
     memcpy(copy, engine.e.stats.mib, sizeof(copy))
     memcpy(icmp_in, engine.e.stats.icmp_in_type, sizeof(icmp_in))
     memcpy(icmp_out, engine.e.stats.icmp_out_type, sizeof(icmp_out))
-    release(engine.e, &engine.s)
+    release_view(engine.e, &engine.s)
     out = {MIB_NAMES[i]: copy[i] for i in range(MIB_COUNT)}
     for i in range(256):
         if icmp_in[i]:
@@ -219,9 +219,9 @@ def drop_counters(Engine engine not None):
     """Packets discarded by reason, those that occurred."""
     cdef uint64_t copy[DROP_REASONS]
     cdef int i
-    acquire(engine.e, &engine.s)
+    acquire_view(engine.e, &engine.s)
     memcpy(copy, engine.e.stats.drops, sizeof(copy))
-    release(engine.e, &engine.s)
+    release_view(engine.e, &engine.s)
     return {DROP_NAMES[i]: copy[i] for i in range(DROP_REASONS) if copy[i]}
 
 
@@ -262,13 +262,13 @@ def pool_usage(Engine engine not None):
     cdef int64_t pages
     cdef uint32_t orphans
     cdef int i
-    acquire(engine.e, &engine.s)
+    acquire_view(engine.e, &engine.s)
     pools_of(engine.e, pools)
     for i in range(N_POOLS):
         used[i] = pools[i].used
     pages = engine.e.mem_pages
     orphans = engine.e.n_orphans
-    release(engine.e, &engine.s)
+    release_view(engine.e, &engine.s)
     out = {pool_names[i]: used[i] for i in range(N_POOLS)}
     out["memory_pages"] = pages
     out["orphans"] = orphans

@@ -78,6 +78,11 @@ cdef class Engine:
     cdef shared_t s
     cdef uint8_t* scratch           # of the built-in services, made when one is asked for
     cdef mirrors_t* mirrors         # pollable descriptors, made when one is asked for
+    cdef pyhooks_t* ph              # made with the first hook
+    cdef object capsule             # of the C op-table, kept alive
+    cdef readonly object hookset    # ustack.hooks.HookSet, made with the first Python hook
+    cdef object stream              # of events()
+    cdef object __weakref__
 
     def __cinit__(self, address, *, sysctl=None, seed=None, wall_offset_ns=0, now=0, ehash_entries=0, mtu=1500,
                   cookie_phase_ns=0, default_route=True, limits=None):
@@ -87,6 +92,7 @@ cdef class Engine:
         memset(&p, 0, sizeof(p))
         memset(&self.s, 0, sizeof(self.s))
         self.s.wake_fd = -1
+        self.s.note_fd = -1
         if not 68 <= mtu <= 65535:
             raise failure(E_INVAL, f"mtu {mtu} is not between 68 and 65535")
         p.seed = <const uint8_t*> PyBytes_AS_STRING(key)
@@ -121,18 +127,24 @@ cdef class Engine:
             pthread_mutex_destroy(&self.s.mu)
         free(self.scratch)
         mirrors_free(self.mirrors)
+        pyhooks_free(self.ph)
 
     # ---- the five sans-I/O calls ---------------------------------------------------------------------------------------------
     def receive(self, packet, now, csum=0, gso_size=0):
         """One IP packet came in at `now`. csum: 0 full, 1 partial, 2 verified checksum. Returns the drop reason, 0 = taken."""
         cdef Py_buffer view
         cdef int reason
+        cdef ns_t t = now
+        cdef uint8_t state = csum
+        cdef uint32_t size = gso_size
         PyObject_GetBuffer(packet, &view, PyBUF_SIMPLE)
-        acquire(self.e, &self.s)
-        reason = engine_receive(self.e, <const uint8_t*> view.buf, <uint32_t> view.len, csum, gso_size, now)
-        service_pump(self.e, self.scratch)
-        release(self.e, &self.s)
-        PyBuffer_Release(&view)
+        try:
+            acquire(self.e, &self.s)
+            reason = engine_receive(self.e, <const uint8_t*> view.buf, <uint32_t> view.len, state, size, t)
+            service_pump(self.e, self.scratch)
+            release(self.e, &self.s)
+        finally:
+            PyBuffer_Release(&view)
         return reason
 
     def poll(self, now):
@@ -234,9 +246,19 @@ cdef class Engine:
             raise failure(E_BADF, None)
         return sk
 
+    cdef tcb_t* _look(self, uint64_t h) except NULL:
+        """As _enter, for a call that changes nothing: a hook may make it."""
+        cdef tcb_t* sk
+        acquire_view(self.e, &self.s)
+        sk = self._at(h)
+        if sk == NULL or sk.sflags & SF_DEAD or self.s.dead:
+            release_view(self.e, &self.s)
+            raise failure(E_BADF, None)
+        return sk
+
     cdef int _leave(self, int err, str what) except -1:
         """Unlock; raise if err is a negative errno."""
-        release(self.e, &self.s)
+        release_view(self.e, &self.s)
         if err < 0:
             raise failure(-err, what)
         return 0
@@ -245,8 +267,8 @@ cdef class Engine:
         """Unlock after a call that may change what the socket's descriptor shows without waking anyone. True: it failed."""
         cdef bint shown = sk.sflags & SF_HAS_FD
         cdef idx_t i = sk.idx
-        release(self.e, &self.s)
-        if shown:
+        release_view(self.e, &self.s)
+        if shown and not self.s.in_hook:
             mirror_sync(self.mirrors, self.e, &self.s, &i, 1)
         return err < 0
 
@@ -273,6 +295,8 @@ cdef class Engine:
     def advance(self, now):
         """Tell the engine the time without running timers; user calls that follow happen then."""
         cdef ns_t t = now
+        if inside_hook(&self.s):
+            return                      # the engine's time is the hook's
         acquire(self.e, &self.s)
         engine_time(self.e, t)
         release(self.e, &self.s)
@@ -301,18 +325,26 @@ cdef class Engine:
 
     def listen(self, uint64_t h, backlog):
         cdef int64_t n = backlog
-        cdef tcb_t* sk = self._enter(h)
+        cdef tcb_t* sk
+        if self.hookset is not None and self.hookset.active("listen"):
+            ask_listen(self, h, n)
+        sk = self._enter(h)
         self._leave_fd(sk, user_listen(self.e, sk, n), "listen")
 
     def accept(self, uint64_t h):
         """(handle, (address, port)) of the oldest connection in the accept queue."""
-        cdef tcb_t* sk = self._enter(h)
+        cdef tcb_t* sk
         cdef idx_t child = 0
         cdef uint64_t ch = 0
         cdef uint32_t a = 0
         cdef uint16_t port = 0
         cdef tcb_t* born
-        cdef int err = user_accept(self.e, sk, &child)
+        cdef int err
+        if self.hookset is not None and self.hookset.active("accept"):
+            sk = accept_asked(self, h)
+        else:
+            sk = self._enter(h)
+        err = user_accept(self.e, sk, &child)
         if err == 0:
             born = sk_at(self.e, child)
             ch = sk_handle(self.e, born)
@@ -324,8 +356,14 @@ cdef class Engine:
     def connect(self, uint64_t h, addr, uint16_t port):
         """Start (or ask after) a connection; BlockingIOError(EINPROGRESS, EALREADY) while the handshake runs."""
         cdef uint32_t a = undotted(addr)
-        cdef tcb_t* sk = self._enter(h)
-        cdef int err = user_connect(self.e, sk, a, port)
+        cdef uint32_t rto_ms = 0
+        cdef tcb_t* sk
+        cdef int err
+        if self.hookset is not None and self.hookset.active("connect"):
+            rto_ms = ask_connect(self, h, a, port)
+        sk = self._enter(h)
+        self.e.connect_rto_ms = rto_ms
+        err = user_connect(self.e, sk, a, port)
         if self._done(sk, err):
             raise failure(-err, f"connect to {addr}:{port}")
 
@@ -495,7 +533,7 @@ cdef class Engine:
         cdef uint8_t out[MAX_OPT]
         cdef uint32_t n = min(int(buflen), MAX_OPT)
         cdef int err
-        cdef tcb_t* sk = self._enter(h)
+        cdef tcb_t* sk = self._look(h)
         memset(out, 0, n)
         err = user_getsockopt(self.e, sk, level, name, out, &n)
         if self._done(sk, err):
@@ -505,7 +543,7 @@ cdef class Engine:
     def getsockname(self, uint64_t h):
         cdef uint32_t a = 0
         cdef uint16_t port = 0
-        cdef tcb_t* sk = self._enter(h)
+        cdef tcb_t* sk = self._look(h)
         user_getsockname(self.e, sk, &a, &port)
         self._leave(0, None)
         return dotted(a), port
@@ -513,13 +551,13 @@ cdef class Engine:
     def getpeername(self, uint64_t h):
         cdef uint32_t a = 0
         cdef uint16_t port = 0
-        cdef tcb_t* sk = self._enter(h)
+        cdef tcb_t* sk = self._look(h)
         self._leave(user_getpeername(self.e, sk, &a, &port), "getpeername")
         return dotted(a), port
 
     def poll_mask(self, uint64_t h):
         """The socket's poll mask in Linux's bits."""
-        cdef tcb_t* sk = self._enter(h)
+        cdef tcb_t* sk = self._look(h)
         cdef uint32_t mask = user_poll(self.e, sk)
         self._leave(0, None)
         return mask
@@ -547,7 +585,7 @@ cdef class Engine:
 
     def state(self, uint64_t h):
         """Linux's state number (1 ESTABLISHED ... 11 CLOSING)."""
-        cdef tcb_t* sk = self._enter(h)
+        cdef tcb_t* sk = self._look(h)
         cdef int st = sk.state
         self._leave(0, None)
         return st
@@ -576,6 +614,25 @@ cdef class Engine:
     def lookup(self, flow):
         """What the hash table holds for (local, local port, foreign, foreign port): (kind, index) or None. The packet path's own look-up."""
         return lookup(self, *flow)
+
+    # ---- hooks and events ------------------------------------------------------------------------------------------------------
+    def set_hooks(self, capsule):
+        """Install a C op-table (docs/hooks.md), or None for none."""
+        set_hooks(self, capsule)
+
+    def on(self, name, function=None):
+        """Call function(view) at the decision `name`; returns a Hook with .remove(). Without a function: a decorator. See ustack/hooks.py."""
+        if self.hookset is None:
+            from ustack.hooks import HookSet
+            self.hookset = HookSet(self)
+        return self.hookset.on(name, function)
+
+    def events(self, capacity=4096):
+        """What happened since the last call, [Event, ...]; the first call switches the stream on, with room for `capacity` events."""
+        if self.stream is None:
+            from ustack.events import open_stream
+            self.stream = open_stream(self, capacity)
+        return self.stream.take()
 
     # ---- blocked calls of the manual driver -----------------------------------------------------------------------------------
     def wait(self, uint64_t h, uint32_t events, deadline=None, bint exclusive=False):

@@ -8,6 +8,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_lock(pthread_mutex_t*)
     int pthread_mutex_trylock(pthread_mutex_t*)
     int pthread_mutex_unlock(pthread_mutex_t*)
+    ctypedef unsigned long pthread_t
+    pthread_t pthread_self()
 
 cdef extern from "<semaphore.h>" nogil:
     ctypedef struct sem_t:
@@ -51,6 +53,13 @@ cdef struct shared_t:
     int wake_fd                 # eventfd that ends the sleep, -1 without a thread
     int real_clock              # user calls set e.now from CLOCK_MONOTONIC
     int dead                    # stopped, or the child of a fork
+    int in_hook                 # a Python function runs in the middle of the core, the lock is held
+    unsigned long hook_thread   # ... by this thread
+    int nested                  # views that it has open
+    int note_fd                 # eventfd of the thread that brings notes to Python, -1 = none
+    int note_events             # events are such notes too
+    int noted                   # it has been told
+    int parked                  # segments that wait for a Python hook
     ns_t wake_at                # when the sleeping engine thread wakes by itself
 
 
@@ -80,15 +89,47 @@ cdef inline void lock_wait(shared_t* s) noexcept nogil:
     atomic_add(&s.waiting, -1)
 
 
-cdef inline void acquire(engine_t* e, shared_t* s) noexcept:
+cdef inline bint inside_hook(shared_t* s) noexcept:
+    """Does this thread hold the lock already, in the middle of the core, as a hook?"""
+    return s.in_hook and s.hook_thread == <unsigned long> pthread_self()
+
+
+cdef inline int acquire(engine_t* e, shared_t* s) except -1:
     """Lock for a user call and set the time. The GIL is held on entry and on return, and nobody ever waits for it while he holds the lock:
-    a busy Python thread would stop the packets for milliseconds, and a thread that locks with the GIL held would never end."""
+    a busy Python thread would stop the packets for milliseconds, and a thread that locks with the GIL held would never end. A hook that runs
+    in the middle of the core holds the lock and may not act on its own stack: RuntimeError."""
     if pthread_mutex_trylock(&s.mu) != 0:
+        if inside_hook(s):
+            raise RuntimeError("a synchronous hook may look at its stack but not act on it: choose through the hook's argument")
         while not lock_spin(s):
             with nogil:
                 lock_wait(s)
     if s.real_clock:
         engine_time(e, clock_ns())
+    return 0
+
+
+cdef inline int acquire_view(engine_t* e, shared_t* s) except -1:
+    """As acquire, for a look: allowed inside a hook."""
+    if inside_hook(s):
+        s.nested += 1
+        return 0
+    return acquire(e, s)
+
+
+cdef inline void release_view(engine_t* e, shared_t* s) noexcept nogil:
+    if s.nested:
+        s.nested -= 1
+        return
+    release(e, s)
+
+
+cdef inline bint note_due(engine_t* e, shared_t* s) noexcept nogil:
+    """Is there something to tell the notes' thread that it has not been told? Under the lock."""
+    if s.note_fd < 0 or s.noted:
+        return False
+    s.noted = e.log_n != 0 or (s.note_events and e.ev_n != 0) or s.parked != 0
+    return s.noted
 
 
 cdef inline void post_woken(engine_t* e) noexcept nogil:
@@ -110,12 +151,16 @@ cdef inline void release(engine_t* e, shared_t* s) noexcept nogil:
     """Unlock after a user call; if it left work for the engine thread (frames, an earlier timer), end its sleep."""
     cdef uint64_t one = 1
     cdef bint kick
+    cdef int note
     if e.tx_local:
         engine_loop(e)
     if e.woken:
         post_woken(e)
+    note = s.note_fd if note_due(e, s) else -1
     kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and (e.tx_n or e.ready or (
         engine_next_bound(e) < s.wake_at and engine_next_timeout(e) < s.wake_at))
     pthread_mutex_unlock(&s.mu)
     if kick and atomic_swap(&s.sleeping, 0):
         fd_write(s.wake_fd, &one, 8)
+    if note >= 0:
+        fd_write(note, &one, 8)

@@ -43,6 +43,7 @@ cdef struct loop_t:
     uint32_t n_touched
     uint8_t* scratch                    # of the built-in services
     bint coalesce                       # segments of a batch share an ACK
+    int note                            # descriptor to write after the lock is given up, -1 = none
     int stop
     uint64_t turns
     uint64_t sleeps
@@ -164,6 +165,7 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
     if e.woken:
         post_woken(e)
     tx_swap(e, &l.batch)
+    l.note = s.note_fd if note_due(e, s) else -1
     s.wake_at = engine_next_bound(e)
     if may_sleep and e.ready == 0:
         atomic_swap(&s.sleeping, 1)
@@ -207,6 +209,7 @@ cdef void loop_run(loop_t* l) noexcept nogil:
     cdef uint32_t n
     cdef bint last
     cdef bint sleepy
+    cdef uint64_t one = 1
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)
     while True:
         last = atomic_load(&l.stop) != 0
@@ -221,6 +224,8 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         sleepy = n == 0 and not last and l.n_late < BATCH
         engine_turn(l, n, now, sleepy)
         l.turns += 1
+        if l.note >= 0:
+            fd_write(l.note, &one, 8)
         if l.batch.n:
             write_batch(l, now)
         else:
@@ -329,6 +334,7 @@ def kill(Engine engine not None):
     acquire(engine.e, &engine.s)
     engine.s.dead = 1
     engine.s.wake_fd = -1
+    engine.s.note_fd = -1
     for i in range(1, engine.e.tcb.high + 1):
         if pool_gen(&engine.e.tcb, i) & 1:
             while sk_at(engine.e, i).waiters:
@@ -347,6 +353,7 @@ def fork_after(Engine engine not None, bint child):
     if child:
         engine.s.dead = 1
         engine.s.wake_fd = -1
+        engine.s.note_fd = -1
         engine.s.waiting = 0
     pthread_mutex_unlock(&engine.s.mu)
     if engine.mirrors != NULL:

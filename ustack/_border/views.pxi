@@ -107,7 +107,8 @@ cdef dict row_of(snap_t* s):
                  ackq_max=s.l.ackq_max, defer_accept=s.l.defer_accept, fastopen_qlen=s.l.fo_qlen,
                  fastopen_max_qlen=s.l.fo_max_qlen, n_syn=s.l.n_syn, n_overflow=s.l.n_overflow,
                  n_cookie_sent=s.l.n_cookie_sent, n_cookie_recv=s.l.n_cookie_recv, n_cookie_fail=s.l.n_cookie_fail,
-                 n_reqq_full=s.l.n_reqq_full, n_accepted=s.l.n_accepted)
+                 n_reqq_full=s.l.n_reqq_full, n_accepted=s.l.n_accepted,
+                 drop_reasons={DROP_NAMES[i]: s.l.drop_by[i] for i in range(DROP_REASONS) if s.l.drop_by[i]})
         return d
     d.update(recvq=<uint32_t> (s.sk.rcv_nxt - s.sk.copied_seq), sendq=<uint32_t> (s.sk.write_seq - s.sk.snd_una),
              nonagle=s.sk.nonagle, ack_pending=s.sk.ack_pending, ack_quick=s.sk.ack_quick, pingpong=s.sk.ack_pingpong,
@@ -136,7 +137,7 @@ def dump(Engine engine not None):
         while True:
             n = 0
             budget = CHUNK
-            acquire(engine.e, &engine.s)
+            acquire_view(engine.e, &engine.s)
             while next_listener <= engine.e.lst.high and budget and n < CHUNK:
                 budget -= 1
                 # a free slot has an even generation
@@ -156,7 +157,7 @@ def dump(Engine engine not None):
                 snap_ref(engine.e, ref, &snaps[n])
                 n += 1
             i = bucket > engine.e.ehash.mask and next_listener > engine.e.lst.high
-            release(engine.e, &engine.s)
+            release_view(engine.e, &engine.s)
             done = bool(i)
             for i in range(n):
                 out.append(row_of(&snaps[i]))
@@ -186,7 +187,7 @@ def handles(Engine engine not None):
     cdef tcb_t* sk
     cdef list out = []
     cdef uint64_t* found
-    acquire(engine.e, &engine.s)
+    acquire_view(engine.e, &engine.s)
     found = <uint64_t*> malloc((<size_t> engine.e.tcb.used + 1) * sizeof(uint64_t))
     for i in range(1, engine.e.tcb.high + 1 if found != NULL else 1):
         if not pool_live(&engine.e.tcb, i, pool_gen(&engine.e.tcb, i)):
@@ -195,7 +196,7 @@ def handles(Engine engine not None):
         if sk.sflags & SF_ACCEPTED and not sk.sflags & SF_DEAD:
             found[n] = sk_handle(engine.e, sk)
             n += 1
-    release(engine.e, &engine.s)
+    release_view(engine.e, &engine.s)
     if found == NULL:
         raise MemoryError
     for i in range(n):
@@ -215,7 +216,7 @@ def accounting(Engine engine not None):
     cdef uint32_t frag_mem
     cdef int64_t pages
     cdef int64_t established
-    acquire(e, &engine.s)
+    acquire_view(e, &engine.s)
     hashed = e.ehash.count
     timers = wheel_count(&e.wheel)
     n_sockets = e.n_sockets
@@ -224,7 +225,7 @@ def accounting(Engine engine not None):
     frag_mem = e.frag_mem
     pages = e.mem_pages
     established = <int64_t> e.stats.mib[MIB_TcpCurrEstab]
-    release(e, &engine.s)
+    release_view(e, &engine.s)
     return {"hashed": hashed, "timers": timers, "memory_pages": pages, "sockets": n_sockets, "orphans": orphans,
             "time_wait": tw, "fragment_memory": frag_mem, "established": established}
 
@@ -234,9 +235,9 @@ def lookup(Engine engine not None, local, uint16_t lport, foreign, uint16_t fpor
     cdef uint32_t a = undotted(local)
     cdef uint32_t b = undotted(foreign)
     cdef ref_t ref
-    acquire(engine.e, &engine.s)
+    acquire_view(engine.e, &engine.s)
     ref = ehash_lookup(&engine.e.ehash, a, b, lport, fport)
-    release(engine.e, &engine.s)
+    release_view(engine.e, &engine.s)
     if ref == 0:
         return None
     return {KIND_REQ: "request", KIND_TCB: "socket", KIND_TW: "time_wait"}[ref_kind(ref)], ref_idx(ref)

@@ -7,13 +7,15 @@
 # Callers: child, fastopen, listen, request, reqtimer.
 
 from ustack.core.ehash cimport ehash_remove
+from ustack.core.hooks cimport HOOK_FRONT, hooked
+from ustack.core.listenhook cimport listenhook_acceptq
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport listener_t, req_t
-from ustack.core.sock cimport lst_at, lst_put, ref_of, req_at, sk_at
-from ustack.core.state cimport engine_t
+from ustack.core.sock cimport ev_push, lst_at, lst_put, ref_of, req_at, sk_at, sk_fport, sk_handle, sk_lport
+from ustack.core.state cimport EV_QUEUED, engine_t, event_t
 from ustack.core.stats cimport MIB_TcpExtListenDrops, MIB_TcpExtListenOverflows, mib_inc
 from ustack.core.tcb cimport SF_IN_ACCEPTQ, tcb_t
-from ustack.core.types cimport KIND_REQ, REF_SHIFT, TM_REQ, idx_t, uint32_t
+from ustack.core.types cimport KIND_REQ, REF_SHIFT, TM_REQ, flow_t, idx_t, uint32_t
 from ustack.core.wheel cimport wheel_disarm
 
 
@@ -95,17 +97,47 @@ cdef inline void req_drop(engine_t* e, idx_t ri) noexcept nogil:
 # ---- accept FIFO ---------------------------------------------------------------------------------------------------------------------
 cdef inline void acceptq_push(engine_t* e, idx_t li, tcb_t* child) noexcept nogil:
     cdef listener_t* l = lst_at(e, li)
+    cdef event_t* ev
     child.acc_next = 0
     child.listener = li
     child.sflags |= SF_IN_ACCEPTQ
-    if l.acc_tail != 0:
+    if hooked(e.hooks) and listenhook_acceptq(e, li, child) == HOOK_FRONT and l.acc_head != 0:
+        child.acc_next = l.acc_head
+        l.acc_head = child.idx
+    elif l.acc_tail != 0:
         sk_at(e, l.acc_tail).acc_next = child.idx
+        l.acc_tail = child.idx
     else:
         l.acc_head = child.idx
-    l.acc_tail = child.idx
+        l.acc_tail = child.idx
     l.ackq += 1
     if l.ackq > l.ackq_max:
         l.ackq_max = l.ackq
+    ev = ev_push(e, EV_QUEUED, 0)
+    if ev != NULL:
+        ev.a = <uint32_t>l.ackq
+        ev.b = <uint32_t>l.maxq
+        ev.c = sk_handle(e, child)
+        ev.flow = flow_t(child.en.laddr, child.en.faddr, sk_lport(child), sk_fport(child))
+
+
+cdef inline void acceptq_remove(engine_t* e, tcb_t* child) noexcept nogil:
+    # A child that a hook refused leaves the queue wherever it stands.
+    cdef listener_t* l = lst_at(e, child.listener)
+    cdef idx_t* link = &l.acc_head
+    cdef idx_t last = 0
+    while link[0] != 0 and link[0] != child.idx:
+        last = link[0]
+        link = &sk_at(e, last).acc_next
+    if link[0] == 0:
+        return
+    link[0] = child.acc_next
+    if l.acc_tail == child.idx:
+        l.acc_tail = last
+    l.ackq -= 1
+    child.acc_next = 0
+    child.listener = 0
+    child.sflags &= ~<uint32_t>SF_IN_ACCEPTQ
 
 
 cdef inline tcb_t* acceptq_pop(engine_t* e, idx_t li) noexcept nogil:

@@ -17,10 +17,12 @@ from ustack.core.cc cimport (
     tcp_end_cwnd_reduction, tcp_init_cwnd_reduction, tcp_set_ca_state,
 )
 from ustack.core.challenge cimport tcp_send_challenge_ack
+from ustack.core.connhook cimport connhook_established
 from ustack.core.cwnd cimport (
     CA_ACK_ECE, CA_ACK_SLOWPATH, CA_ACK_WIN_UPDATE, ack_sample_t, rate_sample_t, tcp_in_cwnd_reduction, tcp_is_reno, tcp_mstamp,
     tcp_stamp_us_delta, tcp_update_pacing_rate, us_of,
 )
+from ustack.core.hooks cimport hooked
 from ustack.core.txstamp cimport tcp_ack_tstamp
 from ustack.core.loss cimport (
     SR_ANY_RETRANS, tcp_check_sack_reordering, tcp_count_delivered, tcp_highest_sack_seq, tcp_rack_advance, tcp_rack_update_reo_wnd,
@@ -465,22 +467,25 @@ cdef inline int tcp_ack(engine_t* e, tcb_t* sk, const seg_t* s, int flag) noexce
 
 
 # ---- the transfer begins -------------------------------------------------------------------------------------------------------------
-cdef inline void tcp_init_congestion(engine_t* e, tcb_t* sk) noexcept nogil:
+cdef inline void tcp_init_congestion(engine_t* e, tcb_t* sk, bint passive) noexcept nogil:
     """Initial window: one packet if more than one SYN(-ACK) was lost for real (facts D11), else the route's or 10."""
     if sk.total_retrans > 1 and sk.undo_marker:
         sk.snd_cwnd = 1
     else:
         sk.snd_cwnd = tcp_init_cwnd(e, sk)
     sk.snd_cwnd_stamp = e.now
+    if hooked(e.hooks):
+        connhook_established(e, sk, passive)
     if not sk.ca_initialized:
         cc_init(e, sk)
 
 
-cdef inline void tcp_init_transfer(engine_t* e, tcb_t* sk) noexcept nogil:
-    """The handshake is over (or, with Fast Open, data may flow): metrics, windows, congestion control, buffers."""
+cdef inline void tcp_init_transfer(engine_t* e, tcb_t* sk, bint passive) noexcept nogil:
+    """The handshake is over (or, with Fast Open, data may flow): metrics, windows, congestion control, buffers. A hook may choose another
+    window, or refuse a passive connection (SF_REFUSED): the caller looks."""
     tcp_mtup_init(e, sk)
     tcp_init_metrics(e, sk)
-    tcp_init_congestion(e, sk)
+    tcp_init_congestion(e, sk, passive)
     if not sk.userlocks & SOCK_SNDBUF_LOCK:
         tcp_sndbuf_expand(e, sk)
     tcp_init_rcv_space(e, sk)

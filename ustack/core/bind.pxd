@@ -9,6 +9,8 @@
 # listen(); a member that closes while tcp_migrate_req is on stays behind as "closed", so that its requests find the others.
 # Callers: user (bind, listen), connect, child (inherit), listen, ipin (look-up).
 
+from ustack.core.hooks cimport hooked
+from ustack.core.listenhook cimport listenhook_select
 from ustack.core.pool cimport pool_alloc, pool_at
 from ustack.core.records cimport GROUP_MAX, bindb_t, group_t, listener_t, tw_t
 from ustack.core.siphash cimport prng_below, siphash_u64x2
@@ -18,7 +20,7 @@ from ustack.core.sock cimport (
 from ustack.core.state cimport LHASH, engine_t
 from ustack.core.tcb cimport SF_REUSEADDR, SF_REUSEPORT, SOCK_CONNECT_BIND, tcb_t
 from ustack.core.types cimport (
-    E_ADDRINUSE, E_NOBUFS, KIND_TCB, KIND_TW, TCP_LISTEN, idx_t, ref_t, uint16_t, uint32_t, uint64_t,
+    E_ADDRINUSE, E_NOBUFS, KIND_TCB, KIND_TW, TCP_LISTEN, flow_t, idx_t, ref_t, uint16_t, uint32_t, uint64_t,
 )
 
 cdef enum:
@@ -284,8 +286,12 @@ cdef inline void group_stop(engine_t* e, idx_t li) noexcept nogil:
             return
 
 
-cdef inline idx_t group_select_(group_t* g, uint32_t h) noexcept nogil:
-    return g.members[(<uint64_t>h * g.n) >> 32]
+cdef inline uint32_t group_choice_(const group_t* g, uint32_t h) noexcept nogil:
+    return <uint32_t>((<uint64_t>h * g.n) >> 32)
+
+
+cdef inline idx_t group_select_(const group_t* g, uint32_t h) noexcept nogil:
+    return g.members[group_choice_(g, h)]
 
 
 cdef inline uint32_t reuse_hash(engine_t* e, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
@@ -341,6 +347,13 @@ cdef inline void listener_unhash(engine_t* e, idx_t li) noexcept nogil:
     group_stop(e, li)
 
 
+cdef inline idx_t group_ask_(engine_t* e, const group_t* g, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
+    # As a reuseport BPF program: it sees the hash and names a member.
+    cdef flow_t flow = flow_t(laddr, faddr, lport, fport)
+    cdef uint32_t h = reuse_hash(e, laddr, faddr, lport, fport)
+    return g.members[listenhook_select(e, &flow, h, g.n, group_choice_(g, h))]
+
+
 cdef inline idx_t listener_find_(engine_t* e, uint32_t addr, uint32_t laddr, uint32_t faddr, uint16_t lport,
                                  uint16_t fport) noexcept nogil:
     cdef idx_t i = e.lhash[lhash_slot(addr, lport)]
@@ -352,6 +365,8 @@ cdef inline idx_t listener_find_(engine_t* e, uint32_t addr, uint32_t laddr, uin
             if l.group == 0:
                 return i
             g = grp_at(e, l.group)
+            if hooked(e.hooks):
+                return group_ask_(e, g, laddr, faddr, lport, fport)
             return group_select_(g, reuse_hash(e, laddr, faddr, lport, fport)) if g.n > 1 else i
         i = l.hash_next
     return 0

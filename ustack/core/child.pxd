@@ -58,6 +58,8 @@ cdef inline ns_t req_sent_at(engine_t* e, tcb_t* lsk, const req_t* rq) noexcept 
     cdef uint32_t i
     cdef ns_t t = rq.timer.deadline
     cdef uint32_t ago_ms
+    if rq.ext != 0 and ext_at(e, rq.ext).hook_timer:
+        return ext_at(e, rq.ext).synack_at
     if rq.flags & RQ_TSTAMP_OK and rq.num_retrans != 0:
         ago_ms = tcp_clock_ms(e) - (rq.tsval_first - req_ts_off(e, rq))
         return <ns_t>(wall_ns(e) // 1000000 - ago_ms) * NS_PER_MS - e.wall_offset
@@ -191,12 +193,13 @@ cdef inline void child_ip_options_(engine_t* e, tcb_t* c, const req_t* rq) noexc
     c.ext_hdr_len = x.ipopt_len
 
 
-cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri, const seg_t* s, int syn_tos) noexcept nogil:
+cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri, const seg_t* s, int syn_tos, bint force) noexcept nogil:
     # tcp_v4_syn_recv_sock: a child of lsk in SYN_RECV, hashed, owning the port; NULL if the accept queue is full or something is
-    # short, which is then counted. ri: the request's index, 0 if it is in no table. syn_tos: of the SYN, -1 = do not reflect.
+    # short, which is then counted. ri: the request's index, 0 if it is in no table. syn_tos: of the SYN, -1 = do not reflect. force: a hook
+    # makes room in a full accept queue.
     cdef idx_t li = lsk.listener
     cdef tcb_t* c
-    if acceptq_is_full(lst_at(e, li)):
+    if acceptq_is_full(lst_at(e, li)) and not force:
         listen_overflow(e, li)
         return NULL
     c = sk_alloc(e)
@@ -216,6 +219,8 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
         sk_free(e, c)
         listen_drop(e, li)
         return NULL
+    if rq.ext != 0 and ext_at(e, rq.ext).hook_mss != 0:
+        c.advmss = u32_min(c.advmss, ext_at(e, rq.ext).hook_mss)
     if c.sflags & SF_KEEPOPEN:
         sk_reset_keepalive(e, c, (c.opt.keepalive_time_s if c.opt.keepalive_time_s != 0 else e.cfg.tcp_keepalive_time) * NS_PER_SEC)
     if rq.ext != 0 and ext_at(e, rq.ext).saved_syn_len != 0:

@@ -15,13 +15,16 @@ from posix.mman cimport munmap
 from ustack.core.config cimport config_defaults
 from ustack.core.ehash cimport ehash_destroy, ehash_init, ehash_prefetch, ehash_prefetch_node, ehash_register
 from ustack.core.frag cimport FRAG_SLOT, ip_expire
-from ustack.core.ipin cimport FROM_ECHO, FROM_LINK, FROM_SELF, ip_rcv
+from ustack.core.hooks cimport HOOK_RESET, hook_drop, hook_drop_t, hooked
+from ustack.core.ipin cimport FROM_ECHO, FROM_LINK, FROM_SELF, ip_rcv, tcp_v4_resume
+from ustack.core.ipout cimport ipout_rst_reply
+from ustack.core.listenhook cimport listenhook_handle
 from ustack.core.pool cimport map_reserve, pool_at, pool_destroy, pool_init, pool_init_gen, pool_t
 from ustack.core.records cimport bindb_t, group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, txframe_t, waiter_t
 from ustack.core.request cimport request_timer
 from ustack.core.route cimport is_broadcast
 from ustack.core.siphash cimport prng_seed, prng_u64, siphash, siphash_u64x1
-from ustack.core.sock cimport ev_push, garbage_collect, sk_at, sk_of_los, skopt_defaults, waiter_timeout
+from ustack.core.sock cimport ev_push, garbage_collect, lst_at, sk_at, sk_of_los, skopt_defaults, waiter_timeout
 from ustack.core.state cimport EV_DROP, PORT_PERTURB, engine_t, event_t, frag_t, metrics_t, pmtu_t
 from ustack.core.stats cimport drop_inc
 from ustack.core.tcb cimport CA_EXT_WORDS, CC_CUBIC, sklos_t, skopt_t, tcb_t
@@ -31,10 +34,10 @@ from ustack.core.timewait cimport tw_timer
 from ustack.core.tx cimport TXF_LOCAL, tx_len, tx_reset, tx_whole
 from ustack.core.types cimport (
     CSUM_VERIFIED, DROP_NONE, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_PER_SEC, REF_MASK, REF_SHIFT, TM_COMPACK, TM_DELACK, TM_FRAG, TM_KEEP,
-    TM_PACE, TM_REQ, TM_RETRANS, TM_TW, TM_WAITER, idx_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    TM_PACE, TM_REQ, TM_RETRANS, TM_TW, TM_WAITER, TH_RST, flow_t, idx_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.wheel cimport wheel_count, wheel_destroy, wheel_init, wheel_next, wheel_next_bound, wheel_pop, wheel_register
-from ustack.core.wire cimport IPPROTO_TCP, get16, get32
+from ustack.core.wire cimport IPPROTO_TCP, get16, get32, wire_parse_ip, wire_parse_tcp
 
 cdef enum:
     TXF_ECHOED = 4              # a broadcast that we have heard ourselves
@@ -218,21 +221,55 @@ cdef inline void engine_time(engine_t* e, ns_t now) noexcept nogil:
         e.now = now
 
 
+cdef inline void engine_flow_(const uint8_t* p, uint32_t n, flow_t* f) noexcept nogil:
+    # The 4-tuple of a packet, as far as it has one.
+    cdef uint32_t hlen
+    if n < 20:
+        return
+    f.faddr = get32(p + 12)
+    f.laddr = get32(p + 16)
+    hlen = <uint32_t>(p[0] & 15) << 2
+    if hlen >= 20 and n >= hlen + 4 and p[9] == IPPROTO_TCP:
+        f.fport = get16(p + hlen)
+        f.lport = get16(p + hlen + 2)
+
+
+cdef inline void engine_drop_hook_(engine_t* e, const uint8_t* p, uint32_t n, int reason) noexcept nogil:
+    # A drop hook may have a segment answered with a RST.
+    cdef hook_drop_t a
+    cdef seg_t s
+    memset(&a, 0, sizeof(hook_drop_t))
+    a.reason = <uint16_t>reason
+    a.listener = listenhook_handle(e, e.rx_listener) if e.rx_listener != 0 else 0
+    a.packet = p
+    a.packet_len = n
+    engine_flow_(p, n, &a.flow)
+    hook_drop(e.hooks, &a)
+    if a.verdict != HOOK_RESET:
+        return
+    memset(&s, 0, sizeof(seg_t))
+    if wire_parse_ip(p, n, &s) == DROP_NONE and s.proto == IPPROTO_TCP and wire_parse_tcp(&s) == DROP_NONE and not s.flags & TH_RST:
+        ipout_rst_reply(e, &s)
+
+
 cdef inline void engine_drop_(engine_t* e, const uint8_t* p, uint32_t n, int reason) noexcept nogil:
     cdef event_t* ev
     drop_inc(&e.stats, reason)
     e.drops_total += 1
+    if e.rx_listener != 0:
+        lst_at(e, e.rx_listener).drop_by[reason] += 1
     ev = ev_push(e, EV_DROP, <uint16_t>reason)
-    if ev != NULL and n >= 20:
-        ev.flow.faddr = get32(p + 12)
-        ev.flow.laddr = get32(p + 16)
-        if n >= 24 and p[0] == 0x45:
-            ev.flow.fport = <uint16_t>(p[20] << 8 | p[21])
-            ev.flow.lport = <uint16_t>(p[22] << 8 | p[23])
+    if ev != NULL:
+        engine_flow_(p, n, &ev.flow)
+        ev.c = listenhook_handle(e, e.rx_listener) if e.rx_listener != 0 else 0
+    if hooked(e.hooks):
+        engine_drop_hook_(e, p, n, reason)
 
 
 cdef inline int engine_take_(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum, uint32_t gso_size, int origin) noexcept nogil:
-    cdef int reason = ip_rcv(e, p, n, csum, gso_size, origin)
+    cdef int reason
+    e.rx_listener = 0
+    reason = ip_rcv(e, p, n, csum, gso_size, origin)
     if reason != DROP_NONE:
         engine_drop_(e, p, n, reason)
     return reason
@@ -290,6 +327,17 @@ cdef inline void engine_batch(engine_t* e, bint begin) noexcept nogil:
     e.ack_batching = 0
     if e.n_acks:
         tcp_ack_batch_end(e)
+
+
+cdef inline int engine_resume(engine_t* e, const uint8_t* p, uint32_t n) noexcept nogil:
+    # A TCP packet that an ack hook parked goes on. As engine_receive; e.now is the time.
+    cdef int reason
+    e.rx_listener = 0
+    reason = tcp_v4_resume(e, p, n)
+    if reason != DROP_NONE:
+        engine_drop_(e, p, n, reason)
+    engine_loop(e)
+    return reason
 
 
 cdef inline void engine_prefetch(engine_t* e, const uint8_t* p, uint32_t n, bint node) noexcept nogil:

@@ -145,7 +145,7 @@ cdef inline tcb_t* fastopen_create_child_(engine_t* e, tcb_t* lsk, req_t* rq, co
     cdef tcb_t* c
     if x == 0:
         return NULL
-    c = tcp_create_child(e, lsk, rq, 0, s, syn_tos)
+    c = tcp_create_child(e, lsk, rq, 0, s, syn_tos, False)
     if c == NULL:
         pool_free(&e.ext, x)
         return NULL
@@ -160,7 +160,7 @@ cdef inline tcb_t* fastopen_create_child_(engine_t* e, tcb_t* lsk, req_t* rq, co
     c.snd_wnd = s.wnd                   # the window of a SYN is never scaled
     c.max_window = c.snd_wnd
     tcp_reset_xmit_timer(e, c, ICSK_TIME_RETRANS, req_timeout(e, lsk, rq, 0))
-    tcp_init_transfer(e, c)
+    tcp_init_transfer(e, c, True)
     c.rcv_nxt = s.seq + 1
     rcv_queue_syn_data(e, c, s)
     ext.rcv_nxt = c.rcv_nxt

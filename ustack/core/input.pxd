@@ -7,7 +7,7 @@
 # orphan may have been freed: the caller must not touch sk afterwards.
 
 from ustack.core.types cimport (
-    DROP_NONE, DROP_NOT_SPECIFIED, DROP_TCP_ABORT_ON_DATA, DROP_TCP_CLOSE, DROP_TCP_FASTOPEN, DROP_TCP_FLAGS,
+    DROP_HOOK, DROP_NONE, DROP_NOT_SPECIFIED, DROP_TCP_ABORT_ON_DATA, DROP_TCP_CLOSE, DROP_TCP_FASTOPEN, DROP_TCP_FLAGS,
     DROP_TCP_OLD_ACK, NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1,
     TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV, TCP_SYN_SENT, TCP_TIME_WAIT, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
     int32_t, ns_t, seg_t, uint32_t, uint8_t,
@@ -19,6 +19,7 @@ from ustack.core.cwnd cimport tcp_update_pacing_rate
 from ustack.core.dataq cimport SK_GONE, tcp_data_queue, tcp_urg
 from ustack.core.delack cimport __tcp_ack_snd_check, inet_csk_ack_scheduled, tcp_ack_snd_check, tcp_event_data_recv
 from ustack.core.fastopen cimport FO_DISCARD, FO_RESET, fastopen_check_req, fastopen_synack_rtt_us
+from ustack.core.hooks cimport hooked
 from ustack.core.ipout cimport ipout_rst_reply
 from ustack.core.loss cimport tcp_retrans_stamp_cleanup
 from ustack.core.metrics cimport tcp_update_metrics
@@ -41,7 +42,7 @@ from ustack.core.sock cimport (
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPAbortOnData, MIB_TcpExtTCPHPHits, mib_inc
 from ustack.core.synsent cimport SYNSENT_RESET, TCPOLEN_TSTAMP_ALIGNED, tcp_rcv_synsent
-from ustack.core.tcb cimport RCV_SHUTDOWN, SEND_SHUTDOWN, SF_DEAD, TCP_CA_LOSS, tcb_t
+from ustack.core.tcb cimport RCV_SHUTDOWN, SEND_SHUTDOWN, SF_DEAD, SF_IN_ACCEPTQ, SF_REFUSED, TCP_CA_LOSS, tcb_t
 from ustack.core.timewait cimport TCP_TIMEWAIT_S, tcp_fin_time, tcp_time_wait
 from ustack.core.validate cimport sk_take_tstamp_, tcp_store_ts_recent, tcp_validate_incoming
 from ustack.core.wire cimport get32
@@ -155,7 +156,8 @@ cdef inline void synrecv_fastopen_(engine_t* e, tcb_t* sk) noexcept nogil:
     tcp_rearm_rto(e, sk)
 
 
-cdef inline void synrecv_done_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
+cdef inline bint synrecv_done_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
+    # False: a hook refused the connection; it stays in SYN_RECV for the caller to reset.
     cdef bint tfo = sk.fastopen_rsk != 0
     sk.delivered += 1
     if sk.rtt.srtt_us == 0:
@@ -167,7 +169,9 @@ cdef inline void synrecv_done_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     else:
         tcp_try_undo_spurious_syn(e, sk)
         sk.retrans_stamp = 0
-        tcp_init_transfer(e, sk)
+        tcp_init_transfer(e, sk, (sk.sflags & SF_IN_ACCEPTQ) != 0)
+        if hooked(e.hooks) and sk.sflags & SF_REFUSED:
+            return False
         sk.copied_seq = sk.rcv_nxt
     sk_set_state(e, sk, TCP_ESTABLISHED)
     sk_state_change(e, sk)
@@ -183,6 +187,7 @@ cdef inline void synrecv_done_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
         # shutdown() came before the handshake was over.
         sk_set_state(e, sk, TCP_FIN_WAIT1)
         tcp_send_fin(e, sk)
+    return True
 
 
 # ---- closing: our FIN may be acknowledged --------------------------------------------------------------------------
@@ -227,7 +232,7 @@ cdef inline int our_fin_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     # What the ACK means for the state. 0: go on; a drop reason; SK_GONE.
     cdef uint8_t state = sk.state
     if state == TCP_SYN_RECV:
-        synrecv_done_(e, sk, s)
+        return DROP_NONE if synrecv_done_(e, sk, s) else DROP_HOOK
     elif state == TCP_FIN_WAIT1:
         return fin_wait1_(e, sk, s)
     elif state == TCP_CLOSING and sk.snd_una == sk.write_seq:

@@ -30,12 +30,12 @@ from ustack.core.stats cimport (
 from ustack.core.tcb cimport tcb_t
 from ustack.core.timewait cimport TW_ACK, TW_RST, TW_SYN, tw_ack, tw_kill, tw_process
 from ustack.core.types cimport (
-    CSUM_NONE, DROP_IP_CSUM, DROP_IP_INADDRERRORS, DROP_IP_INHDR, DROP_IP_NOPROTO, DROP_IP_SOURCE_ROUTE, DROP_IP_TRUNCATED, DROP_NONE,
+    CSUM_NONE, CSUM_VERIFIED, DROP_IP_CSUM, DROP_IP_INADDRERRORS, DROP_IP_INHDR, DROP_IP_NOPROTO, DROP_IP_SOURCE_ROUTE, DROP_IP_TRUNCATED, DROP_NONE,
     DROP_NOT_SPECIFIED, DROP_NO_SOCKET, DROP_PKT_TOO_SMALL, DROP_TCP_CSUM, DROP_TCP_MD5UNEXPECTED, DROP_TCP_MINTTL, DROP_TCP_TW,
     DROP_UDP_NO_PORT, KIND_REQ, KIND_TW, OPT_MD5, TCP_ESTABLISHED, idx_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wire cimport (
-    IP_MF, IP_OFFSET, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, get16, wire_ip_csum_ok, wire_ip_finish, wire_parse_ip_head, wire_parse_opts,
+    IP_MF, IP_OFFSET, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, get16, wire_ip_csum_ok, wire_ip_finish, wire_parse_ip, wire_parse_ip_head, wire_parse_opts,
     wire_parse_tcp, wire_tcp_csum_ok,
 )
 
@@ -98,8 +98,6 @@ cdef inline int tcp_tw_rcv_(engine_t* e, idx_t tw, seg_t* s) noexcept nogil:
 
 cdef inline int tcp_v4_rcv(engine_t* e, seg_t* s) noexcept nogil:
     cdef int reason
-    cdef ref_t ref
-    cdef tcb_t* lsk
     mib_inc(&e.stats, MIB_TcpInSegs)
     reason = wire_parse_tcp(s)
     if reason != DROP_NONE:
@@ -112,6 +110,13 @@ cdef inline int tcp_v4_rcv(engine_t* e, seg_t* s) noexcept nogil:
         mib_inc(&e.stats, MIB_TcpInErrs)
         return DROP_TCP_CSUM
     wire_parse_opts(s)
+    return tcp_demux_(e, s)
+
+
+cdef inline int tcp_demux_(engine_t* e, seg_t* s) noexcept nogil:
+    # A good segment goes to the request, connection or TIME_WAIT record of its 4-tuple, or to a listener.
+    cdef ref_t ref
+    cdef tcb_t* lsk
     ref = ehash_lookup(&e.ehash, s.dst, s.src, s.dport, s.sport)
     if ref != 0 and ref_kind(ref) == KIND_REQ:
         return request_rcv(e, ref_idx(ref), s)
@@ -124,6 +129,22 @@ cdef inline int tcp_v4_rcv(engine_t* e, seg_t* s) noexcept nogil:
         return listen_rcv(e, lsk, s, 0)
     tcp_reset_unowned_(e, s)
     return DROP_NO_SOCKET
+
+
+cdef inline int tcp_v4_resume(engine_t* e, const uint8_t* p, uint32_t n) noexcept nogil:
+    # A segment that a hook has parked: it is counted and checked already, and goes on where it was stopped.
+    cdef seg_t s
+    cdef int reason
+    memset(&s, 0, sizeof(seg_t))
+    s.csum_state = CSUM_VERIFIED
+    reason = wire_parse_ip(p, n, &s)
+    if reason == DROP_NONE:
+        reason = wire_parse_tcp(&s)
+    if reason != DROP_NONE:
+        return reason
+    e.ipopt.len = 0
+    wire_parse_opts(&s)
+    return tcp_demux_(e, &s)
 
 
 # ---- UDP and the rest: nobody listens ----------------------------------------------------------------------------------------

@@ -120,6 +120,13 @@ cdef inline void child_forget_(engine_t* e, tcb_t* child) noexcept nogil:
     sk_destroy(e, child)
 
 
+cdef inline void listener_refuse(engine_t* e, tcb_t* lsk) noexcept nogil:
+    # The connection at the head of the accept queue is reset instead of accepted.
+    cdef tcb_t* child = acceptq_pop(e, lsk.listener)
+    if child != NULL:
+        child_forget_(e, child)
+
+
 cdef inline void listen_stop(engine_t* e, tcb_t* sk) noexcept nogil:
     # The listener leaves LISTEN, by close() or shutdown(). Its record stays with the socket: a later listen() finds the requests again.
     cdef idx_t li = sk.listener

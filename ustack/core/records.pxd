@@ -5,7 +5,7 @@
 # (ehash.pxd, wheel.pxd resolve ids to nodes by kind and index).
 
 from ustack.core.types cimport (
-    idx_t, int16_t, int32_t, int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    DROP_REASONS, idx_t, int16_t, int32_t, int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.ehash cimport enode_t
 from ustack.core.wheel cimport tnode_t
@@ -54,11 +54,13 @@ cdef struct reqext_t:           # what few requests need; also the record of err
     uint8_t ipopt[40]
     uint8_t saved_syn[120]
     uint32_t hook_rto_ms        # TIMEOUT_INIT hook, 0 = default
+    uint16_t hook_mss           # MSS of the SYN-ACK chosen by a hook, 0 = default
+    uint8_t hook_timer          # a hook has chosen a timeout: synack_at tells when the first SYN-ACK was sent
     uint32_t rcv_nxt            # Fast Open: risn + 1 + payload
     uint32_t ts_recent          # Fast Open: TSval of the SYN
     uint8_t num_timeout         # Fast Open: as in req_t
     uint8_t num_retrans
-    ns_t synack_at              # Fast Open: first SYN-ACK sent
+    ns_t synack_at              # Fast Open, hook_timer: first SYN-ACK sent
     uint8_t fo_cookie[16]       # cookie to send in the SYN-ACK
     uint8_t fo_len              # 0 = none
     uint8_t fo_exp
@@ -123,6 +125,7 @@ cdef struct listener_t:
     uint8_t fo_key[16]
     uint8_t fo_backup[16]
     uint64_t drops              # sk_drops
+    uint64_t drop_by[DROP_REASONS]      # packets it discarded, by reason
     uint64_t n_syn              # per-listener counters that Linux does not have
     uint64_t n_overflow
     uint64_t n_cookie_sent

@@ -7,13 +7,17 @@
 # The options of a segment are parsed, its checksum is good. Every function that discards one returns the reason; 0 = taken.
 # Callers: ipin (listen_rcv, request_rcv), icmp (request_icmp), engine (request_timer).
 
-from ustack.core.acceptq cimport acceptq_push, listen_drop, req_drop, req_free, reqq_added, reqq_removed
+from ustack.core.acceptq cimport acceptq_is_full, acceptq_push, acceptq_remove, listen_drop, req_drop, req_free, reqq_added, reqq_removed
 from ustack.core.bind cimport listener_lookup
 from ustack.core.child cimport req_sent_at, req_timeout, tcp_create_child
-from ustack.core.connreq cimport conn_request, cookie_ack
+from ustack.core.connreq cimport COOKIE_NOT_OURS, COOKIE_REFUSED, conn_request, cookie_ack
+from ustack.core.hooks cimport (
+    HOOK_ACCEPT, HOOK_DROP, HOOK_PARK, HOOK_PASS, HOOK_RESET, HOOK_SKIP, QUEUE_ACCEPT_ACK, hooked,
+)
 from ustack.core.input cimport tcp_rcv_state_process
 from ustack.core.ipout cimport ipout_ack_reply, ipout_rst_reply
-from ustack.core.listen cimport listener_successor
+from ustack.core.listen cimport child_forget_, listener_successor
+from ustack.core.listenhook cimport listenhook_ack, listenhook_overflow, listenhook_synack
 from ustack.core.paws cimport tcp_ack_rate_limited, tcp_in_window, tcp_paws_reject
 from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqext_t
 from ustack.core.rttmeas cimport tcp_synack_rtt_meas
@@ -28,14 +32,17 @@ from ustack.core.stats cimport (
     MIB_TcpExtTSEcrRejected, MIB_TcpRetransSegs, mib_inc,
 )
 from ustack.core.synack cimport req_ext, req_ts_off, req_tsval_last, synack_repeat
-from ustack.core.tcb cimport tcb_t
+from ustack.core.tcb cimport SF_REFUSED, tcb_t
 from ustack.core.types cimport (
-    DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS, DROP_TCP_INVALID_SYN,
+    DROP_HOOK, DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS, DROP_TCP_INVALID_SYN,
     DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_LISTEN_RST, DROP_TCP_MD5UNEXPECTED, DROP_TCP_MINTTL, DROP_TCP_REQ_NOACK,
-    DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_TSECR, NS_PER_SEC, OPT_MD5, OPT_TS, REF_SHIFT,
-    TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, TM_REQ, idx_t, int32_t, ns_t, seg_t, uint16_t, uint32_t,
+    DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_TSECR, NS_PER_MS, NS_PER_SEC, OPT_MD5, OPT_TS, REF_SHIFT,
+    TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, TM_REQ, idx_t, int32_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wheel cimport wheel_arm
+
+cdef enum:
+    REQ_GO = -1                 # a hook lets the third ACK pass
 
 
 # ---- common ----------------------------------------------------------------------------------------------------------------------
@@ -66,6 +73,10 @@ cdef inline int child_process_(engine_t* e, tcb_t* parent, tcb_t* child, seg_t* 
     if s.len != 0:
         child.data_segs_in += segs
     reason = tcp_rcv_state_process(e, child, s)
+    if hooked(e.hooks) and child.sflags & SF_REFUSED:
+        acceptq_remove(e, child)
+        child_forget_(e, child)
+        return DROP_HOOK
     if child.state != TCP_SYN_RECV:
         sk_data_ready(e, parent)
     return reason
@@ -75,20 +86,23 @@ cdef inline int child_process_(engine_t* e, tcb_t* parent, tcb_t* child, seg_t* 
 cdef inline int listen_ack_(engine_t* e, tcb_t* lsk, seg_t* s) noexcept nogil:
     # ACK set: a returned cookie, or nothing of ours.
     cdef tcb_t* child
-    cdef bint mine = False
+    cdef int why = COOKIE_NOT_OURS
     if not s.flags & (TH_SYN | TH_RST):
-        child = cookie_ack(e, lsk, s, &mine)
+        child = cookie_ack(e, lsk, s, &why)
         if child != NULL:
             acceptq_push(e, lsk.listener, child)
             return child_process_(e, lsk, child, s)
-        if mine:
-            return DROP_TCP_LISTEN_OVERFLOW
+        if why >= 0:
+            return why
     ipout_rst_reply(e, s)
+    if why == COOKIE_REFUSED:
+        return DROP_HOOK
     return DROP_TCP_LISTEN_RST if s.flags & TH_RST else DROP_TCP_FLAGS
 
 
 cdef inline int listen_rcv(engine_t* e, tcb_t* lsk, seg_t* s, uint32_t tw_isn) noexcept nogil:
     # A segment for a listener that belongs to no request. tw_isn: ISN for a SYN that comes out of TIME_WAIT, else 0.
+    e.rx_listener = lsk.listener
     if s.ttl < lsk.min_ttl:
         mib_inc(&e.stats, MIB_TcpExtTCPMinTTLDrop)
         return lst_discard_(e, lsk.listener, DROP_TCP_MINTTL)
@@ -155,17 +169,30 @@ cdef inline int req_embryonic_reset_(engine_t* e, idx_t ri, const seg_t* s) noex
     return DROP_TCP_RESET if s.flags & TH_RST else DROP_TCP_INVALID_SYN
 
 
-cdef inline int req_overflow_(engine_t* e, idx_t ri, bint migrated, const seg_t* s) noexcept nogil:
-    # No room for the child (facts E3); counted by whoever said so.
+cdef inline int req_overflow_(engine_t* e, idx_t ri, bint migrated, const seg_t* s, bint reset) noexcept nogil:
+    # No room for the child (facts E3); counted by whoever said so. reset: as with tcp_abort_on_overflow.
     if migrated:
         mib_inc(&e.stats, MIB_TcpExtTCPMigrateReqFailure)
-    if not e.cfg.tcp_abort_on_overflow:
+    if not e.cfg.tcp_abort_on_overflow and not reset:
         req_at(e, ri).flags |= RQ_ACKED
         return DROP_TCP_LISTEN_OVERFLOW
     ipout_rst_reply(e, s)
     mib_inc(&e.stats, MIB_TcpExtEmbryonicRsts)
     req_drop(e, ri)
     return DROP_TCP_LISTEN_OVERFLOW
+
+
+cdef inline int req_ask_(engine_t* e, tcb_t* lsk, idx_t ri, const seg_t* s) noexcept nogil:
+    # The third-ACK hook: REQ_GO, or the segment is settled, for this reason.
+    cdef uint8_t verdict = listenhook_ack(e, lsk.listener, req_at(e, ri), s, False)
+    if verdict == HOOK_PARK:
+        return DROP_NONE
+    if verdict == HOOK_DROP:
+        return lst_discard_(e, lsk.listener, DROP_HOOK)
+    if verdict == HOOK_RESET:
+        req_embryonic_reset_(e, ri, s)
+        return lst_discard_(e, lsk.listener, DROP_HOOK)
+    return REQ_GO
 
 
 cdef inline int req_promote_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint saw_ts) noexcept nogil:
@@ -177,12 +204,20 @@ cdef inline int req_promote_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint s
     cdef int tos = -1
     cdef ns_t sent = req_sent_at(e, lsk, rq)
     cdef bint repeated = rq.num_retrans != 0
+    cdef uint8_t room = HOOK_PASS
+    cdef int asked
     cdef tcb_t* child
+    if hooked(e.hooks):
+        asked = req_ask_(e, lsk, ri, s)
+        if asked != REQ_GO:
+            return asked
+        if acceptq_is_full(lst_at(e, lsk.listener)):
+            room = listenhook_overflow(e, lsk.listener, s, QUEUE_ACCEPT_ACK)
     if rq.ext != 0 and ext_at(e, rq.ext).has_tos:
         tos = ext_at(e, rq.ext).tos
-    child = tcp_create_child(e, lsk, rq, ri, s, tos)
+    child = tcp_create_child(e, lsk, rq, ri, s, tos, room == HOOK_ACCEPT)
     if child == NULL:
-        return req_overflow_(e, ri, migrated, s)
+        return req_overflow_(e, ri, migrated, s, room == HOOK_RESET)
     if saw_ts and not after(s.seq, rq.risn + 1):
         child.ts_recent = s.tsval
     tcp_synack_rtt_meas(e, child, -1 if repeated else (e.now - sent) // 1000)
@@ -257,6 +292,7 @@ cdef inline int request_rcv(engine_t* e, idx_t ri, seg_t* s) noexcept nogil:
     cdef req_t* rq = req_at(e, ri)
     cdef idx_t li = rq.listener
     cdef tcb_t* lsk
+    e.rx_listener = li
     if md5_unexpected_(e, s):
         return lst_discard_(e, li, DROP_TCP_MD5UNEXPECTED)
     if not lst_at(e, li).listening:
@@ -268,6 +304,7 @@ cdef inline int request_rcv(engine_t* e, idx_t ri, seg_t* s) noexcept nogil:
                 return listen_rcv(e, lsk, s, 0)
             ipout_rst_reply(e, s)
             return DROP_NO_SOCKET
+    e.rx_listener = li
     return req_check_(e, sk_at(e, lst_at(e, li).sk), ri, s)
 
 
@@ -284,6 +321,15 @@ cdef inline uint32_t synack_retries_(engine_t* e, const tcb_t* lsk, const listen
     return n
 
 
+cdef inline void req_keep_sent_(engine_t* e, tcb_t* lsk, req_t* rq) noexcept nogil:
+    # A hook sets the next timeout, so the deadline will no longer tell when the first SYN-ACK was sent.
+    cdef ns_t sent = req_sent_at(e, lsk, rq)
+    cdef reqext_t* x = req_ext(e, rq)
+    if x != NULL:
+        x.synack_at = sent
+        x.hook_timer = 1
+
+
 cdef inline bint req_tick_(engine_t* e, tcb_t* lsk, listener_t* l, idx_t ri) noexcept nogil:
     # One expiry of the timer for a listener that listens: False = the request is over.
     cdef req_t* rq = req_at(e, ri)
@@ -292,18 +338,28 @@ cdef inline bint req_tick_(engine_t* e, tcb_t* lsk, listener_t* l, idx_t ri) noe
     cdef bint acked = (rq.flags & RQ_ACKED) != 0
     cdef bint expire = rq.num_timeout >= tries
     cdef bint resend = True
+    cdef uint32_t next_ms = 0
+    cdef uint8_t verdict = HOOK_PASS
     if defer != 0:
         expire = expire and (not acked or rq.num_timeout >= defer)
         resend = not acked or rq.num_timeout >= defer - 1
     mib_inc(&e.stats, MIB_TcpExtTCPTimeouts)
+    if hooked(e.hooks):
+        verdict = listenhook_synack(e, rq.listener, rq, tries, &next_ms)
+        expire = verdict == HOOK_DROP or (expire and verdict != HOOK_ACCEPT)
+        resend = resend and verdict != HOOK_SKIP
+        if next_ms != 0:
+            req_keep_sent_(e, lsk, rq)
     if expire:
         return False
     if resend and req_rtx_synack_(e, lsk, rq) != 0 and not acked:
         return False
     if rq.num_timeout == 0:
         l.young -= 1
-    rq.num_timeout += 1
-    wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, lsk, rq, rq.num_timeout))
+    if rq.num_timeout != 255:
+        rq.num_timeout += 1
+    wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri,
+              e.now + (<ns_t>next_ms * NS_PER_MS if next_ms != 0 else req_timeout(e, lsk, rq, rq.num_timeout)))
     return True
 
 

@@ -3,6 +3,8 @@
 # RFC 9293 3.8.1, RFC 3168 6.1.1.1 (ECN fallback of a SYN). Facts J4, K1c, L1. Linux: __tcp_retransmit_skb, tcp_retransmit_skb,
 # tcp_retrans_try_collapse, tcp_fragment, tcp_rearm_rto. What is to be retransmitted, and when, is decided by recovery, timers and tlp.
 
+from ustack.core.connhook cimport connhook_retrans
+from ustack.core.hooks cimport hooked
 from ustack.core.mss cimport TCP_MIN_GSO_SIZE, tcp_current_mss
 from ustack.core.records cimport SR_EVER_RETRANS, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.route cimport sk_route
@@ -11,14 +13,14 @@ from ustack.core.sendq cimport (
     tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_min
-from ustack.core.sock cimport jiffies_up, sk_los, sr_at, tcp_clear_retrans_timer
-from ustack.core.state cimport engine_t
+from ustack.core.sock cimport ev_push, jiffies_up, sk_fport, sk_handle, sk_los, sk_lport, sr_at, tcp_clear_retrans_timer
+from ustack.core.state cimport EV_RETRANS, engine_t, event_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPRetransFail, MIB_TcpExtTCPSynRetrans, MIB_TcpExtTCPWqueueTooBig, MIB_TcpRetransSegs, mib_add, mib_inc,
 )
 from ustack.core.tcb cimport ICSK_TIME_LOSS_PROBE, ICSK_TIME_REO_TIMEOUT, ICSK_TIME_RETRANS, tcb_t
 from ustack.core.types cimport (
-    E_AGAIN, E_BUSY, E_HOSTUNREACH, E_INVAL, E_NOMEM, TH_CWR, TH_ECE, TH_SYN, idx_t, int32_t, int64_t, ns_t, uint32_t,
+    E_AGAIN, E_BUSY, E_HOSTUNREACH, E_INVAL, E_NOMEM, TH_CWR, TH_ECE, TH_SYN, flow_t, idx_t, int32_t, int64_t, ns_t, uint32_t,
 )
 from ustack.core.xmit cimport tcp_reset_xmit_timer_paced, tcp_transmit_skb
 
@@ -150,6 +152,7 @@ cdef inline int retrans_resize(engine_t* e, tcb_t* sk, idx_t i, uint32_t segs, u
 cdef inline int __tcp_retransmit_skb(engine_t* e, tcb_t* sk, idx_t i, uint32_t segs) noexcept nogil:
     """Send a record again, at most segs packets of it (the rest becomes a record of its own). 0 sent, > 0 local drop, < 0 -errno."""
     cdef srec_t* r = sr_at(e, i)
+    cdef event_t* ev
     cdef int err
     sk.mtup_probe_size = 0              # what became of an MTU probe cannot be told any more
     err = retrans_trim(e, sk, i)
@@ -173,6 +176,14 @@ cdef inline int __tcp_retransmit_skb(engine_t* e, tcb_t* sk, idx_t i, uint32_t s
         mib_add(&e.stats, MIB_TcpExtTCPRetransFail, segs)
     # Marked even if it did not leave: no RTT sample may come of it.
     r.sacked |= SR_EVER_RETRANS
+    ev = ev_push(e, EV_RETRANS, 0)
+    if ev != NULL:
+        ev.a = r.seq
+        ev.b = segs
+        ev.c = sk_handle(e, sk)
+        ev.flow = flow_t(sk.en.laddr, sk.en.faddr, sk_lport(sk), sk_fport(sk))
+    if hooked(e.hooks):
+        connhook_retrans(e, sk, r.seq, segs, err)
     return err
 
 

@@ -5,7 +5,9 @@
 # Callers: ack; request and input for the handshake's sample.
 
 from ustack.core.types cimport NS_PER_MS, NS_PER_US, int64_t, uint32_t
+from ustack.core.connhook cimport connhook_rtt
 from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt
+from ustack.core.hooks cimport hooked
 from ustack.core.output cimport tcp_rto_max
 from ustack.core.route cimport sk_rto_min
 from ustack.core.rtt cimport minmax_running_min, rtt_rto, rtt_sample
@@ -47,6 +49,8 @@ cdef inline bint tcp_ack_update_rtt(engine_t* e, tcb_t* sk, int flag, int64_t se
     rtt_sample(&sk.rtt, seq_rtt_us, sk.snd_una, sk.snd_nxt, <uint32_t> (sk_rto_min(e, sk) // NS_PER_US))
     sk.rto = rtt_rto(&sk.rtt, e.tick, 0, tcp_rto_max(e, sk))
     sk.backoff = 0
+    if hooked(e.hooks):
+        connhook_rtt(e, sk, <uint32_t> seq_rtt_us)
     return True
 
 

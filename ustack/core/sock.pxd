@@ -14,7 +14,9 @@ from ustack.core.types cimport (
     TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TM_COMPACK, TM_DELACK, TM_KEEP, TM_PACE, TM_RETRANS, TM_WAITER, flow_t, idx_t,
     int64_t, ns_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
+from ustack.core.connhook cimport connhook_state
 from ustack.core.ehash cimport ehash_remove
+from ustack.core.hooks cimport hooked
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen, pool_index
 from ustack.core.records cimport (
     WT_TIMEDOUT, WT_WOKEN, bindb_t, group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, waiter_t,
@@ -22,7 +24,7 @@ from ustack.core.records cimport (
 from ustack.core.ring cimport ring_release
 from ustack.core.rtt cimport minmax_reset
 from ustack.core.skmem cimport sk_mem_uncharge
-from ustack.core.state cimport EV_STATE, engine_t, event_t, metrics_t
+from ustack.core.state cimport EV_LOG, EV_STATE, LOG_RING, engine_t, event_t, metrics_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, MIB_TcpExtTCPFastOpenBlackhole, drop_inc,
     mib_dec, mib_inc,
@@ -50,6 +52,8 @@ cdef enum:
     WAKE_WRITE = 0x304          # OUT WRNORM WRBAND
     WAKE_ALL = 0xffff
     SHUTDOWN_MASK = 3
+    LOG_BURST = 10              # net_ratelimit: so many log lines ...
+    LOG_INTERVAL_S = 5          # ... in so many seconds
 
 
 # ---- accessors ---------------------------------------------------------------------------------------------------------------
@@ -166,6 +170,32 @@ cdef inline event_t* ev_push(engine_t* e, uint16_t kind, uint16_t arg) noexcept 
     ev.kind = kind
     ev.arg = arg
     return ev
+
+
+cdef inline event_t* log_push(engine_t* e, uint16_t line) noexcept nogil:
+    """A zeroed log line (LOG_*), or NULL: too many of late, or the driver has not fetched the last ones. Linux: net_ratelimit."""
+    cdef event_t* ev
+    if e.log_count == 0 or e.now - e.log_epoch > LOG_INTERVAL_S * NS_PER_SEC:
+        e.log_epoch = e.now
+        e.log_count = 0
+    if e.log_count == LOG_BURST or e.log_n == LOG_RING:
+        e.log_lost += 1
+        return NULL
+    e.log_count += 1
+    ev = &e.log[e.log_n]
+    e.log_n += 1
+    memset(ev, 0, sizeof(event_t))
+    ev.at = e.now
+    ev.kind = EV_LOG
+    ev.arg = line
+    return ev
+
+
+cdef inline void log_done(engine_t* e, const event_t* line) noexcept nogil:
+    """The line is filled in: those who listen to events get it too."""
+    cdef event_t* ev = ev_push(e, EV_LOG, line.arg)
+    if ev != NULL:
+        ev[0] = line[0]
 
 
 cdef inline void garbage_put(engine_t* e, void* p) noexcept nogil:
@@ -396,6 +426,8 @@ cdef inline void sk_set_state(engine_t* e, tcb_t* sk, uint8_t state) noexcept no
     cdef event_t* ev
     cdef bint was = old == TCP_ESTABLISHED or old == TCP_CLOSE_WAIT
     cdef bint now_in = state == TCP_ESTABLISHED or state == TCP_CLOSE_WAIT
+    if hooked(e.hooks):
+        connhook_state(e, sk, state)
     if state == TCP_CLOSE:
         if was:
             mib_inc(&e.stats, MIB_TcpEstabResets)
@@ -610,6 +642,8 @@ cdef inline void lst_put(engine_t* e, idx_t li) noexcept nogil:
     if l.sk != 0 or l.qlen != 0 or l.fo_qlen != 0:
         return
     group_leave(e, li)
+    if e.rx_listener == li:
+        e.rx_listener = 0
     pool_free(&e.lst, li)
 
 

@@ -9,6 +9,7 @@ from ustack.core.types cimport (
 )
 from ustack.core.config cimport config_t
 from ustack.core.ehash cimport ehash_t
+from ustack.core.hooks cimport hooks_t
 from ustack.core.pool cimport pool_t
 from ustack.core.records cimport txframe_t
 from ustack.core.siphash cimport prng_t
@@ -136,14 +137,15 @@ cdef struct event_t:            # what happened, for those who listen (bounded r
     flow_t flow
 
 cdef enum:
-    EV_DROP = 1                 # arg = reason
+    EV_DROP = 1                 # arg = reason, c = handle of the listener that decided, 0 = none did
     EV_STATE = 2                # a = old, b = new, c = handle
     EV_LOG = 3                  # a kernel log line: arg = which (LOG_*), a/b arguments
+    EV_QUEUED = 4               # a connection joined an accept queue: a = its length now, b = limit, c = handle
+    EV_RETRANS = 5              # a = first sequence number, b = packets, c = handle
     LOG_SYN_FLOOD_COOKIES = 1   # a = bound address, b = port
     LOG_SYN_FLOOD_DROP = 2
     LOG_WSCALE_TOO_BIG = 3      # flow = peer, a = value, b = 14
-
-cdef struct hooks_t             # hooks.pxd, NULL when none is installed
+    LOG_RING = 16               # lines kept until the driver fetches them
 
 cdef struct engine_t:
     # time
@@ -254,6 +256,13 @@ cdef struct engine_t:
     uint32_t ev_head
     uint32_t ev_n
     uint64_t ev_lost
-    hooks_t* hooks
+    event_t log[LOG_RING]       # log lines; they are rare, so they are kept whether or not somebody listens
+    uint32_t log_n
+    uint64_t log_lost
+    ns_t log_epoch              # net_ratelimit: LOG_BURST lines in LOG_INTERVAL
+    uint32_t log_count
+    const hooks_t* hooks        # chain of op-tables, NULL = none: one branch
+    uint32_t connect_rto_ms     # what a connect hook chose for the SYN of this call
+    idx_t rx_listener           # of the packet in process: the listener that decides about it, 0 = none
     stats_t stats
     uint64_t drops_total

@@ -22,7 +22,7 @@ from ustack.core.tcb cimport (
     CHRONO_BUSY, ICSK_TIME_RETRANS, MAX_TCP_OPTION_SPACE, SF_DONE, SOCK_RCVBUF_LOCK, TCP_ECN_OK, tcb_t,
 )
 from ustack.core.types cimport (
-    E_CONNREFUSED, E_FAULT, E_HOSTUNREACH, E_NOBUFS, NS_PER_SEC, TH_ACK, TH_CWR, TH_ECE, TH_PSH, TH_SYN, idx_t, uint8_t, uint16_t, uint32_t,
+    E_CONNREFUSED, E_FAULT, E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, TH_ACK, TH_CWR, TH_ECE, TH_PSH, TH_SYN, idx_t, ns_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wire cimport TCP_HLEN
 from ustack.core.xmit cimport tcp_transmit_skb
@@ -76,7 +76,8 @@ cdef inline void tcp_connect_init(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.rcv_nxt = 0
     sk.rcv_wup = 0
     sk.copied_seq = 0
-    sk.rto = NS_PER_SEC
+    sk.rto = <ns_t> e.connect_rto_ms * NS_PER_MS if e.connect_rto_ms else NS_PER_SEC
+    e.connect_rto_ms = 0
     sk.retransmits = 0
     sk.retrans_out = 0
     sk.lost_out = 0

@@ -85,16 +85,18 @@ cdef inline uint32_t synack_mss(tcb_t* sk, uint32_t advmss) noexcept nogil:
     return sk.user_mss if sk.user_mss != 0 and sk.user_mss < advmss else advmss
 
 
-cdef inline void req_init_window(engine_t* e, tcb_t* lsk, req_t* rq, const route_result_t* rt, uint32_t mss) noexcept nogil:
-    # tcp_openreq_init_rwin (facts C8); mss is what a full segment of the peer will carry. Sets rwnd, our scale, the clamp.
+cdef inline void req_init_window(engine_t* e, tcb_t* lsk, req_t* rq, const route_result_t* rt, uint32_t mss, uint32_t rwnd_init) noexcept nogil:
+    # tcp_openreq_init_rwin (facts C8); mss is what a full segment of the peer will carry. rwnd_init: window in segments (RWND_INIT), 0 = the
+    # route's. Sets rwnd, our scale, the clamp.
     cdef uint32_t full = <uint32_t>((<int64_t>lsk.rcvbuf * lsk.scaling_ratio) >> 8)
     cdef uint32_t clamp = lsk.window_clamp
     cdef uint32_t rwnd = 0
-    cdef uint32_t initrwnd = 0
+    cdef uint32_t initrwnd = rwnd_init
     cdef uint8_t wscale = 0
     cdef reqext_t* x
     if rt.entry != NULL:
-        initrwnd = rt.entry.initrwnd
+        if initrwnd == 0:
+            initrwnd = rt.entry.initrwnd
         if clamp == 0:
             clamp = rt.entry.window
     if lsk.userlocks & SOCK_RCVBUF_LOCK and (clamp == 0 or clamp > full):
@@ -163,12 +165,14 @@ cdef inline void synack_ip_(engine_t* e, tcb_t* sk, const route_result_t* rt, sy
 
 
 cdef inline void synack_ext_(engine_t* e, tcb_t* sk, reqext_t* x, synack_t* a) noexcept nogil:
-    # Echoed IP options and the reflected TOS (facts C11, C13).
+    # Echoed IP options and the reflected TOS (facts C11, C13), the MSS that a hook chose.
     if x.ipopt_len != 0:
         if x.ipopt_time != 0:
             put32(&x.ipopt[x.ipopt_time], inet_current_timestamp(e))
         a.ipopt = x.ipopt
         a.ipopt_len = x.ipopt_len
+    if x.hook_mss != 0:
+        a.mss = x.hook_mss
     if x.has_tos and e.cfg.tcp_reflect_tos:
         a.tos = (x.tos & 0xfc) | (sk.tos & 3)
 

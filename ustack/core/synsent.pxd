@@ -121,7 +121,7 @@ cdef inline bint tcp_rcv_fastopen_synack(engine_t* e, tcb_t* sk, const seg_t* s)
 cdef inline void tcp_finish_connect(engine_t* e, tcb_t* sk) noexcept nogil:
     sk_set_state(e, sk, TCP_ESTABLISHED)
     sk.lrcvtime = e.now
-    tcp_init_transfer(e, sk)
+    tcp_init_transfer(e, sk, False)
     sk.lsndtime = e.now
     if sk.sflags & SF_KEEPOPEN:
         sk_reset_keepalive(e, sk, keepalive_time_when_(e, sk))

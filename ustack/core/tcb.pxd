@@ -43,7 +43,7 @@ cdef enum:
     SF_DEAD = 0x80              # orphan: no user handle any more
     SF_DONE = 0x100             # the peer's FIN has been received (Linux's SOCK_DONE)
     SF_ACCEPTED = 0x200         # has left the accept queue (or never was in one)
-    SF_CONNECTING = 0x400       # connect() begun, result not yet reported
+    SF_REFUSED = 0x400          # a hook refused the connection: whoever made the child resets it
     SF_IN_EHASH = 0x800
     SF_IN_READY = 0x1000        # linked in engine.ready
     SF_TRANSPARENT = 0x2000

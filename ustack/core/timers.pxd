@@ -4,8 +4,10 @@
 # engine when a timer of kind TM_RETRANS, TM_KEEP, TM_PACE, TM_COMPACK fires; e.now is its deadline. The socket may be gone when
 # they return (an orphan that gave up): the caller must not look at it again.
 
+from ustack.core.connhook cimport connhook_rto
 from ustack.core.fastopen cimport fastopen_rtx_synack
 from ustack.core.fastopen_client cimport tcp_fastopen_active_detect_blackhole
+from ustack.core.hooks cimport hooked
 from ustack.core.mtuprobe cimport tcp_mtu_probing
 from ustack.core.output cimport (
     RESOURCE_PROBE_INTERVAL_NS, tcp_current_mss, tcp_retransmit_skb, tcp_rto_max, tcp_send_ack, tcp_send_active_reset, tcp_send_loss_probe,
@@ -132,6 +134,8 @@ cdef inline bint tcp_write_timeout(engine_t* e, tcb_t* sk) noexcept nogil:
     if not expired:
         expired = retransmits_timed_out(e, sk, retry_until, sk.opt.user_timeout_ms)
     tcp_fastopen_active_detect_blackhole(e, sk, expired)
+    if hooked(e.hooks):
+        connhook_rto(e, sk, expired)
     if expired:
         tcp_write_err(e, sk)
         return True

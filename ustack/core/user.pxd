@@ -3,17 +3,21 @@
 # Never blocks: where Linux would sleep the function returns -E_AGAIN or -E_INPROGRESS and the driver waits (waiter_t) and calls again.
 # Order of checks and errno values are those of Linux's inet_* / tcp_* functions (facts A, G, K). Called by the border under the lock.
 
+from libc.string cimport memset
+
 from ustack.core.types cimport (
     E_ADDRNOTAVAIL, E_AGAIN, E_ALREADY, E_CONNABORTED, E_INPROGRESS, E_INVAL, E_ISCONN, E_NOBUFS, E_NOMEM, E_NOTCONN,
     E_CONNRESET, NS_NEVER, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2,
-    TCP_LAST_ACK, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TM_WAITER, REF_SHIFT, idx_t, int32_t, int64_t, ns_t, uint8_t,
+    TCP_LAST_ACK, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TM_WAITER, REF_SHIFT, flow_t, idx_t, int32_t, int64_t, ns_t, uint8_t,
     uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.bind cimport bind_get_port
 from ustack.core.cc cimport cc_release
 from ustack.core.connect cimport tcp_v4_connect
 from ustack.core.fastopen cimport fastopen_init_key_once
-from ustack.core.listen cimport accept_pop, listen_start, listen_stop
+from ustack.core.hooks cimport HOOK_RESET, hook_connect, hook_connect_t, hook_listen, hook_listen_t, hooked
+from ustack.core.listen cimport accept_pop, listen_start, listen_stop, listener_refuse
+from ustack.core.listenhook cimport listenhook_accept
 from ustack.core.output cimport tcp_send_active_reset, tcp_send_fin
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.rcvq cimport rcv_queue_flush, rcv_queue_purge
@@ -25,7 +29,7 @@ from ustack.core.seqno cimport before
 from ustack.core.sendq cimport tcp_write_queue_purge
 from ustack.core.sock cimport (
     POLLERR, POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, POLLRDNORM, POLLWRNORM, SHUTDOWN_MASK, ext_at, fastopen_remove, lst_at,
-    sk_alloc, sk_at, sk_destroy, sk_error_report, sk_fport, sk_los_put, sk_lport, sk_opt, sk_orphan, sk_reset_keepalive,
+    sk_alloc, sk_at, sk_destroy, sk_error_report, sk_fport, sk_handle, sk_los_put, sk_lport, sk_opt, sk_orphan, sk_reset_keepalive,
     sk_set_ports, sk_set_state, sk_state_change, sk_stream_is_writeable, tcp_clear_xmit_timers,
     tcp_fastopen_active_disable_ofo_check, wait_at, waiter_unlink,
 )
@@ -34,7 +38,7 @@ from ustack.core.stats cimport (
     MIB_TcpExtTCPAbortOnClose, MIB_TcpExtTCPAbortOnData, MIB_TcpExtTCPAbortOnLinger, MIB_TcpExtTCPAbortOnMemory, mib_inc,
 )
 from ustack.core.tcb cimport (
-    RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_CONNECTING, SF_DEAD, SF_DONE, SF_FREEBIND, SF_LINGER, SF_NOSPACE, SF_URGINLINE,
+    RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_FREEBIND, SF_LINGER, SF_NOSPACE, SF_URGINLINE,
     SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK, SS_CONNECTED, SS_CONNECTING, SS_DISCONNECTING, SS_UNCONNECTED, TCP_INFINITE_SSTHRESH,
     TCP_INIT_CWND, tcb_t,
 )
@@ -84,15 +88,32 @@ cdef inline int user_bind(engine_t* e, tcb_t* sk, uint32_t addr, uint16_t port) 
     return 0
 
 
+cdef inline int user_listen_hook_(engine_t* e, tcb_t* sk, int32_t backlog) noexcept nogil:
+    cdef hook_listen_t a
+    memset(&a, 0, sizeof(hook_listen_t))
+    a.handle = sk_handle(e, sk)
+    a.addr = sk.rcv_saddr
+    a.port = sk_lport(sk)
+    a.first = sk.state != TCP_LISTEN
+    a.backlog = backlog
+    hook_listen(e.hooks, &a)
+    return -a.err if a.err > 0 else 0
+
+
 cdef inline int user_listen(engine_t* e, tcb_t* sk, int64_t backlog) noexcept nogil:
     """inet_listen (facts A1-A5): the backlog as unsigned, clamped by somaxconn now; on a listener only the limit changes."""
     cdef uint32_t n = <uint32_t> <int32_t> backlog
+    cdef int err
     if n > <uint32_t> e.cfg.somaxconn:
         n = <uint32_t> e.cfg.somaxconn
     if sk.sock_state != SS_UNCONNECTED:
         return -E_INVAL
     if sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
         return -E_INVAL
+    if hooked(e.hooks):
+        err = user_listen_hook_(e, sk, <int32_t> n)
+        if err:
+            return err
     if sk.state == TCP_LISTEN:
         lst_at(e, sk.listener).maxq = <int32_t> n
         return 0
@@ -103,12 +124,22 @@ cdef inline int user_listen(engine_t* e, tcb_t* sk, int64_t backlog) noexcept no
     return listen_start(e, sk, <int32_t> n)
 
 
+cdef inline void user_accept_hook_(engine_t* e, tcb_t* lsk) noexcept nogil:
+    """Connections at the head of the queue that a hook refuses are reset."""
+    cdef idx_t head = lst_at(e, lsk.listener).acc_head
+    while head != 0 and listenhook_accept(e, lsk.listener, sk_at(e, head)) == HOOK_RESET:
+        listener_refuse(e, lsk)
+        head = lst_at(e, lsk.listener).acc_head
+
+
 cdef inline int user_accept(engine_t* e, tcb_t* lsk, idx_t* child) noexcept nogil:
     """inet_csk_accept (facts G3): EINVAL if not listening, EAGAIN on an empty queue; a child that died in the queue is returned all the same."""
     cdef idx_t i
     cdef tcb_t* sk
     if lsk.state != TCP_LISTEN:
         return -E_INVAL
+    if hooked(e.hooks):
+        user_accept_hook_(e, lsk)
     i = accept_pop(e, lsk)
     if i == 0:
         return -E_AGAIN
@@ -260,6 +291,17 @@ cdef inline int user_connect_result(engine_t* e, tcb_t* sk, int pending) noexcep
     return 0
 
 
+cdef inline int user_connect_hook_(engine_t* e, tcb_t* sk, uint32_t addr, uint16_t port) noexcept nogil:
+    cdef hook_connect_t a
+    memset(&a, 0, sizeof(hook_connect_t))
+    a.handle = sk_handle(e, sk)
+    a.flow = flow_t(sk.rcv_saddr, addr, sk_lport(sk), port)
+    hook_connect(e.hooks, &a)
+    if a.rto_ms != 0:
+        e.connect_rto_ms = a.rto_ms
+    return -a.err if a.err > 0 else 0
+
+
 cdef inline int user_connect(engine_t* e, tcb_t* sk, uint32_t addr, uint16_t port) noexcept nogil:
     """inet_stream_connect. -E_INPROGRESS: the SYN is out; wait for a state change and call user_connect_result."""
     cdef int err
@@ -273,6 +315,10 @@ cdef inline int user_connect(engine_t* e, tcb_t* sk, uint32_t addr, uint16_t por
         return -E_INVAL
     if sk.state != TCP_CLOSE:
         return -E_ISCONN
+    if hooked(e.hooks):
+        err = user_connect_hook_(e, sk, addr, port)
+        if err:
+            return err
     err = tcp_v4_connect(e, sk, addr, port)
     if err < 0:
         return err

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ustack import _fastpath
+from ustack import _fastpath, klog
 from ustack.clock import VirtualClock
 from ustack.drivers.base import drop_mirror, make_mirror
 from ustack.errors import failure
@@ -151,6 +151,8 @@ class ManualDriver:
                     progress = completion._step() or progress
                 self._pending = [c for c in self._pending if not c.done]
             _fastpath.show_ready(self.engine)
+            if _fastpath.log_waits(self.engine):
+                klog.emit(self.engine)
 
     def take(self) -> list[Any]:
         """Every packet since the last take, oldest first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import logging
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ustack.links.base import Link
     from ustack.stack import Stack
 
+log = logging.getLogger("ustack")
 _running: weakref.WeakSet[ThreadedDriver] = weakref.WeakSet()
 _forking: list[ThreadedDriver] = []
 
@@ -45,6 +47,8 @@ class ThreadedDriver:
         )
         self._thread = threading.Thread(target=self.loop.run, name=f"ustack {stack.name}", daemon=True)
         self._dead = False
+        self._note = os.eventfd(0, os.EFD_CLOEXEC)
+        self._notes = threading.Thread(target=_bring_notes, args=(self._note, weakref.ref(stack)), name=f"ustack notes {stack.name}", daemon=True)
 
     # ---- life --------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -52,8 +56,10 @@ class ThreadedDriver:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
+            self._notes.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _fastpath.set_note_fd(self.engine, self._note)
         _running.add(self)
 
     def stop(self) -> None:
@@ -66,12 +72,17 @@ class ThreadedDriver:
         self._thread.join()
         _fastpath.kill(self.engine)
         os.close(self._wake)
+        os.eventfd_write(self._note, NOTES_END)
+        if self._notes is not threading.current_thread():
+            self._notes.join()
 
     def _after_fork(self) -> None:
         """In the child."""
         self._dead = True
         with contextlib.suppress(OSError):
             os.close(self._wake)
+        with contextlib.suppress(OSError):
+            os.close(self._note)
         with contextlib.suppress(OSError):
             self.link.after_fork()
         stack = self._stack()
@@ -115,6 +126,22 @@ class ThreadedDriver:
     def counters(self) -> dict[str, Any]:
         """Packets and bytes of the link, turns and sleeps of the loop."""
         return self.loop.counters()
+
+
+NOTES_END = 1 << 32
+
+
+def _bring_notes(fd: int, stack_ref: weakref.ref[Stack]) -> None:
+    """The thread that brings to Python what the engine thread, which has no GIL, leaves: it sleeps on its eventfd, which it closes."""
+    while os.eventfd_read(fd) < NOTES_END:
+        stack = stack_ref()
+        if stack is not None and not stack.stopped:
+            try:
+                stack.bring_notes()
+            except Exception:
+                log.exception("notes of %r", stack)
+        del stack
+    os.close(fd)
 
 
 # ---- the process: exit and fork ------------------------------------------------------------------------------------------------
