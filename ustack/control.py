@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ustack import _fastpath
 from ustack.errors import failure
-from ustack.sysctl import sysctl_get, sysctl_names, sysctl_set
+from ustack.sysctl import canonical, sysctl_get, sysctl_names, sysctl_set
 
 if TYPE_CHECKING:
     from ustack.stack import Stack
@@ -100,7 +100,26 @@ class ControlServer:
 
 def _set(stack: Stack, ask: dict[str, Any]) -> str:
     sysctl_set(stack.engine, ask["name"], ask["value"])
+    if canonical(ask["name"]).startswith("net.ipv6."):
+        return str(ask["value"])
     return sysctl_get(stack.engine, ask["name"])
+
+
+def _sysctl(stack: Stack, ask: dict[str, Any]) -> dict[str, str]:
+    """{"under": a name, or a folder of names}, {"names": [...]}; all without."""
+    names = ask.get("names") or sysctl_names()
+    if "under" in ask:
+        names = [n for n in names if n == ask["under"] or n.startswith(ask["under"].rstrip(".") + ".")] or [ask["under"]]
+    return {n: sysctl_get(stack.engine, n) for n in names}
+
+
+def _netstat(stack: Stack, ask: dict[str, Any]) -> Any:
+    from ustack.observe import netstat
+
+    if not ask.get("json"):
+        return stack.netstat(ask["args"])
+    flags = netstat.parse(ask["args"])
+    return netstat.counters(stack) if "s" in flags else netstat.rows(stack.dump(), flags, stack.where())
 
 
 _OPS: dict[str, Callable[[Stack, dict[str, Any]], Any]] = {
@@ -115,7 +134,8 @@ _OPS: dict[str, Callable[[Stack, dict[str, Any]], Any]] = {
     "nstat": lambda stack, ask: stack.nstat(zeros=True),
     "drops": lambda stack, ask: stack.drops(),
     "pools": lambda stack, ask: stack.pools(),
-    "sysctl": lambda stack, ask: {n: sysctl_get(stack.engine, n) for n in (ask.get("names") or sysctl_names())},
+    "sysctl": _sysctl,
+    "netstat": _netstat,
     "sysctl_set": _set,
     "info": lambda stack, ask: {"name": stack.name, "pid": os.getpid(), "now": stack.engine.now},
 }
@@ -143,8 +163,8 @@ def stacks() -> list[str]:
     return sorted(p.stem for p in place.glob("*.sock") if _is_alive(p))
 
 
-def ask(request: dict[str, Any], name: str | None = None) -> Any:
-    """Ask a running stack (the only one, if no name is given). OSError(ENOENT) if there is none or more than one."""
+def find(name: str | None = None) -> str:
+    """The running stack of this name (the only one, if no name is given). OSError(ENOENT) if there is none or more than one."""
     running = stacks()
     if name is None:
         if len(running) != 1:
@@ -154,6 +174,12 @@ def ask(request: dict[str, Any], name: str | None = None) -> Any:
         name = running[0]
     elif name not in running:
         raise OSError(errno.ENOENT, f"no stack named {name!r} is running" + (f" (there are: {', '.join(running)})" if running else ""))
+    return name
+
+
+def ask(request: dict[str, Any], name: str | None = None) -> Any:
+    """Ask a running stack, as `find` finds it. OSError as it answers."""
+    name = find(name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as conn:
         conn.settimeout(30)
         conn.connect(os.fspath(folder() / f"{name}.sock"))

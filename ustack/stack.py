@@ -150,14 +150,14 @@ class Stack:
         """The rows of `ss ARGS`: {"state", "recvq", "sendq", "local", "peer", "info"}."""
         from ustack.observe import ss
 
-        return ss.rows(self._dump(), args, self._where())
+        return ss.rows(self.dump(), args, self.where())
 
     def ss_text(self, args: str | Sequence[str] = "-tan", width: int | None = None) -> str:
         """What `ss ARGS` prints, byte for byte. width: columns of the terminal; None: stdout is no terminal."""
         from ustack.observe import ss
 
         query = ss.parse(args)
-        head = ss.summary(self._dump(), self.n_sockets()) if "s" in query.flags else ""
+        head = ss.summary(self.dump(), self.n_sockets()) if "s" in query.flags else ""
         if head and not query.tables:
             return head
         return head + ss.print_cells(self.ss_cells(args), query, width)
@@ -166,13 +166,24 @@ class Stack:
         """The cells of ss's table before they are laid out in columns (ustack.observe.ss.print_cells)."""
         from ustack.observe import ss
 
-        return ss.cells(self._dump(), ss.parse(args), self._where())
+        return ss.cells(self.dump(), ss.parse(args), self.where())
+
+    def netstat(self, args: str = "-s") -> str:
+        """What net-tools' `netstat ARGS` prints: statistics (-s) or sockets (-antp, -l, -e, -o)."""
+        from ustack.observe import netstat
+
+        flags = netstat.parse(args)
+        if "s" in flags:
+            return netstat.statistics(netstat.counters(self), flags)
+        table = [] if flags & {"u", "w"} and "t" not in flags else self.dump()
+        return netstat.sockets(table, flags, self.where()) + ("" if flags & {"t", "u", "w", "4"} else netstat.unix_sockets(flags))
 
     def n_sockets(self) -> int:
         """TCP sockets there are, unbound ones and orphans too; no half-open connections, no TIME_WAIT."""
         return int(_fastpath.accounting(self.engine)["sockets"])
 
-    def _where(self) -> Any:
+    def where(self) -> Any:
+        """This process and the ephemeral ports, as ss's words need them (ustack.observe.ss.Where)."""
         from ustack.observe.ss import Where
 
         low, high = self.sysctl["net.ipv4.ip_local_port_range"].split()
@@ -180,13 +191,14 @@ class Stack:
 
     def requests(self, listener: Socket | None = None) -> list[dict[str, Any]]:
         """Every half-open connection (of one listener): age, retransmissions, next expiry, young or old, options."""
-        rows = [r for r in self._dump() if r["kind"] == "req"]
+        rows = [r for r in self.dump() if r["kind"] == "req"]
         if listener is not None:
             addr, port = listener.getsockname()
             rows = [r for r in rows if r["lport"] == port and addr in ("0.0.0.0", r["laddr"])]
         return rows
 
-    def _dump(self) -> list[dict[str, Any]]:
+    def dump(self) -> list[dict[str, Any]]:
+        """Every listener, socket, half-open connection and TIME_WAIT record with its raw fields."""
         self._driver.before_call()
         return _fastpath.dump(self.engine)
 

@@ -131,8 +131,13 @@ def test_against_the_live_kernel(tmp_path: Path) -> None:
              "sacked", "probe-soon", "keepalive", "out-of-order", "corked", "buffers", "close-wait*", "last-ack", "last-ack-data",
              "fin-wait-1*", "fin-wait-2*",
              "closing*", "time-wait", "fast-open", "all"]
-    words = [w for q in quick for w in ("--only", f"L-ss-{q}")]
-    result = CliRunner().invoke(main, ["diff", str(TOP / "scenarios" / "l_ss.toml"), *words])
     if "iproute2-6.1" not in os.popen("ss -V").read():
         pytest.skip("the ss of this machine is not of iproute2 6.1, whose words and columns are compared")
-    assert result.exit_code == 0, result.output
+    wanted = [f"L-ss-{q}" for q in quick]
+    for _ in range(3):      # on a busy machine two steps may fall on different sides of a tick of the kernel's: those once more
+        words = [w for name in wanted for w in ("--only", name)]
+        result = CliRunner().invoke(main, ["diff", str(TOP / "scenarios" / "l_ss.toml"), *words])
+        wanted = re.findall(r"^differs +([\w-]+):", result.output, re.M)
+        if result.exit_code == 0:
+            return
+    pytest.fail(result.output)

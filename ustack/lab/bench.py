@@ -188,11 +188,11 @@ class Bench:
         step["rows"] = self.kernel.ss(args)
         self._drain()
 
-    def ss_text(self, args: str) -> None:
-        """The bytes that ss prints."""
+    def text(self, command: str, args: str) -> None:
+        """The bytes that ss or netstat prints."""
         self._drain()
-        step = self._step(ss_text=args, text="")
-        step["text"] = self.kernel.ss_text(args)
+        step = self._step(**{f"{command}_text": args}, text="")
+        step["text"] = self.kernel.text(command, args)
         self._drain()
 
     # ---- calls

@@ -55,7 +55,8 @@ def _run(words: list[str], text: str | None = None) -> subprocess.CompletedProce
     try:
         return subprocess.run(words, input=text, capture_output=True, text=True, timeout=20)
     except FileNotFoundError as e:
-        raise errors.MachineCannot(f"{words[0]} is not installed (Debian: apt-get install iproute2)") from e
+        package = "net-tools" if words[0] == "netstat" else "iproute2"
+        raise errors.MachineCannot(f"{words[0]} is not installed (Debian: apt-get install {package})") from e
 
 
 class Namespace:
@@ -87,11 +88,11 @@ class Namespace:
                         out[prefix + key] = int(number)
         return out
 
-    def ss_text(self, args: str) -> str:
-        """What `ss ARGS` prints."""
-        done = _run(["ss", *shlex.split(args)])
+    def text(self, command: str, args: str) -> str:
+        """What `ss ARGS` or `netstat ARGS` prints."""
+        done = _run([command, *shlex.split(args)])
         if done.returncode:
-            raise errors.ScenarioError(f"ss {args}: {done.stderr.strip()}")
+            raise errors.ScenarioError(f"{command} {args}: {done.stderr.strip()}")
         return done.stdout
 
     def ss(self, args: str) -> list[dict[str, Any]]:
@@ -99,7 +100,7 @@ class Namespace:
         words = args.split()
         only = [STATES.get(words[words.index("state") + 1], "")] if "state" in words else []
         rows: list[dict[str, Any]] = []
-        for line in self.ss_text(f"-H {args}").splitlines():
+        for line in self.text("ss", f"-H {args}").splitlines():
             if line[:1] in "\t " and rows:
                 rows[-1]["info"] = (rows[-1].get("info", "") + " " + line.strip()).strip()
                 continue

@@ -8,7 +8,8 @@
     L0.accept C0                              accept, recv, send, close, shutdown, setsockopt, getsockopt, info, error, connect, bind,
                                               listen, poll, name, peer, block, nonblock
     spawn L0.accept C0 / join                 the call on a thread of its own / wait for all of them
-    wait 0.5 | until 3.2 | mark LABEL | ss -tan | sysctl NAME=VALUE | get NAME | route WORDS | link MTU | addr add WORDS | note TEXT
+    wait 0.5 | until 3.2 | mark LABEL | ss -tan | ss_text -tan | netstat_text -ant
+    sysctl NAME=VALUE | get NAME | route WORDS | link MTU | addr add WORDS | note TEXT
     ip src=192.0.2.9 proto=17 data=hex:00     a packet made of fields; `icmp 8/0 data=..`, `udp dport=7 data=..`
 """
 
@@ -204,7 +205,8 @@ class Script:
         b = self.bench
         simple: dict[str, Callable[[], None]] = {
             "wait": lambda: b.wait(float(rest)), "until": lambda: b.wait_until(float(rest)), "mark": lambda: b.mark(rest or "mark"),
-            "ss": lambda: b.ss(rest or "-tan"), "ss_text": lambda: b.ss_text(rest), "get": lambda: b.sysctl_get(rest), "route": lambda: b.route(rest),
+            "ss": lambda: b.ss(rest or "-tan"), "get": lambda: b.sysctl_get(rest), "route": lambda: b.route(rest),
+            "ss_text": lambda: b.text("ss", rest), "netstat_text": lambda: b.text("netstat", rest),
             "link": lambda: b.link(int(rest)), "note": lambda: b.note(rest), "join": lambda: b.join(),
             "addr": lambda: b.address(*rest.split(" ", 1)),
             "here": lambda: setattr(self, "here", rest), "port": lambda: setattr(self, "port", int(rest)),

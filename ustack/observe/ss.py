@@ -163,11 +163,12 @@ def _places(row: Row, query: Query, where: Where) -> tuple[str, str, str, str]:
 
 
 def _host(addr: str, resolve: bool) -> str:
-    return _host_name(addr) if resolve and addr != "0.0.0.0" else addr
+    return host_name(addr) if resolve and addr != "0.0.0.0" else addr
 
 
 @functools.lru_cache(1024)
-def _host_name(addr: str) -> str:
+def host_name(addr: str) -> str:
+    """The name of an address, or the address."""
     try:
         return socket.gethostbyaddr(addr)[0]
     except OSError:
@@ -178,11 +179,12 @@ def _port(port: int, numeric: bool, where: Where) -> str:
     if port == 0:
         return "*"
     low, high = where.ephemeral
-    return str(port) if numeric or low <= port <= high else _service(port)
+    return str(port) if numeric or low <= port <= high else service_name(port)
 
 
 @functools.lru_cache(1024)
-def _service(port: int) -> str:
+def service_name(port: int) -> str:
+    """The name of a TCP port in /etc/services, or its number."""
     try:
         return socket.getservbyport(port, "tcp")
     except OSError:

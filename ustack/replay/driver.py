@@ -200,7 +200,8 @@ class Run:
             case TableStep():
                 self._table(step)
             case TextStep():
-                fault = table.text_fault(step.text, self.stack.ss_text(step.args))
+                text = self.stack.ss_text(step.args) if step.command == "ss" else self.stack.netstat(step.args)
+                fault = table.text_fault(step.text, text)
                 if fault:
                     self.differ(step, *fault)
             case TcpInfoStep():

@@ -119,13 +119,14 @@ class TableStep(Step):
 
 @dataclass(frozen=True)
 class TextStep(Step):
-    """The very bytes that `ss ARGS` printed."""
+    """The very bytes that `ss ARGS` or `netstat ARGS` printed."""
 
+    command: str
     args: str
     text: str
 
     def title(self) -> str:
-        return f"step {self.index} at {self.t:.6f} s, text of ss {self.args}"
+        return f"step {self.index} at {self.t:.6f} s, text of {self.command} {self.args}"
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class _Fields:
             raise FormatError(f"{self.where}: member {key!r} is not hexadecimal: {e}") from None
 
 
-_KINDS = ("dir", "call", "sysctl_get", "sysctl", "link", "addr", "route", "counters", "ss", "ss_text", "tcp_info", "cmd",
+_KINDS = ("dir", "call", "sysctl_get", "sysctl", "link", "addr", "route", "counters", "ss", "ss_text", "netstat_text", "tcp_info", "cmd",
           "note")
 
 
@@ -282,8 +283,8 @@ def _step(obj: Json, index: int, where: str) -> Step:
             return _counters(f, base)
         case "ss":
             return _table(f, base)
-        case "ss_text":
-            return TextStep(*base, f.need("ss_text", str), f.need("text", str))
+        case "ss_text" | "netstat_text":
+            return TextStep(*base, kind.removesuffix("_text"), f.need(kind, str), f.need("text", str))
         case "tcp_info":
             return TcpInfoStep(*base, f.need("sock", str), f.need("tcp_info", dict))
         case "sysctl_get":

@@ -167,7 +167,8 @@ def table_fault(want: Sequence[Row], have: Sequence[Row], before: Iterable[Seque
 
 _MEASURED = re.compile(
     r"(?P<timer>timer:\(\w+,)[^,]*|(?P<ino>\bino:)[1-9]\d*|(?P<key>\b(?:sk|cgroup|rto|rtt|minrtt|rcv_rtt|lastsnd|lastrcv|lastack|busy|rwnd_limited|"
-    r"sndbuf_limited|users):|\b(?:send|pacing_rate|delivery_rate) |\bbw:|\bmrtt:)[^\s,]+")
+    r"sndbuf_limited|users):|\b(?:send|pacing_rate|delivery_rate) |\bbw:|\bmrtt:)[^\s,]+|"
+    r"(?P<left>\((?=\d+\.\d\d/))[\d.]+")
 _HARDLY_BUSY = re.compile(r" busy:[0-8]ms\b")     # counted in ticks, and left out when none has passed
 
 
@@ -179,7 +180,7 @@ def masked(text: str) -> list[str]:
     def star(m: re.Match[str]) -> str:
         nonlocal found
         found += 1
-        return (m["timer"] or m["ino"] or m["key"]) + "*"
+        return (m["timer"] or m["ino"] or m["key"] or m["left"]) + "*"
 
     lines = [_MEASURED.sub(star, _HARDLY_BUSY.sub("", line)) for line in text.split("\n")]
     if found:
@@ -190,7 +191,7 @@ def masked(text: str) -> list[str]:
             rows[-1] += "\n" + line
         elif line:
             rows.append(line)
-    header = rows[:1] if "Local Address:Port" in text else []
+    header = rows[:2] if text.startswith("Active ") else rows[:1] if "Local Address:Port" in text else []
     return header + sorted(rows[len(header):])
 
 

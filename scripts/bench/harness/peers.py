@@ -175,7 +175,7 @@ class Ustack(Peer):
     def half_open(self, server: Server) -> int:
         command = [sys.executable, "-m", "ustack", "nstat", "-a", "-j", "-s", "--name", self.stack_name()]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **self.env()}, check=True)
-        counters = json.loads(done.stdout)["ustack"]
+        counters = json.loads(done.stdout)["kernel"]
         return int(counters["TcpInSegs"] - counters.get("TcpExtListenDrops", 0))
 
     def stack_name(self) -> str:
