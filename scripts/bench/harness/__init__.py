@@ -9,4 +9,5 @@ memory    the rows about bytes
 measure   alternating rounds, medians, ratios
 tables    the results as text
 plots     the results as pictures
+document  the results as docs/performance.md
 """

@@ -18,9 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import build, measure, net, peers, rows, tables
+from . import build, measure, net, peers, plots, rows, tables
 
 QUICK_SECONDS, QUICK_ROUNDS = 0.35, 2
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def machine_facts() -> dict[str, Any]:
@@ -42,14 +46,16 @@ def chosen(names: str | None, known: list[str], what: str) -> list[str]:
 
 def arguments() -> argparse.Namespace:
     ask = argparse.ArgumentParser(prog="scripts/bench/run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--quick", action="store_true", help="limit, kernel and ustack only, short samples, two rounds: two minutes")
+    ask.add_argument("--quick", action="store_true", help="limit, kernel and ustack only, short samples, two rounds, 200,000 half-open "
+                     "connections instead of a million: two minutes")
     ask.add_argument("--rows", metavar="A,B", help="only these rows: " + ", ".join(r.name for r in rows.ROWS))
     ask.add_argument("--peers", metavar="A,B", help="only these peers: " + ", ".join(p.name for p in peers.ALL))
     ask.add_argument("--rounds", type=int, help="samples of each peer in each row (default 5)")
     ask.add_argument("--seconds", type=float, help="length of a sample (default 0.7)")
     ask.add_argument("--server-cpu", type=int, default=0)
     ask.add_argument("--client-cpu", type=int, default=1)
-    ask.add_argument("--json", type=Path, metavar="FILE", help="write the results there (rows measured before stay if not measured now)")
+    ask.add_argument("--json", type=Path, metavar="FILE", help="write the results there; rows and peers measured before stay")
+    ask.add_argument("--plots", type=Path, metavar="DIR", help="draw the results there (SVG; matplotlib)")
     ask.add_argument("--ustack", type=Path, metavar="DIR", help="measure the built ustack of this folder instead of building one at -O2")
     return ask.parse_args()
 
@@ -62,14 +68,13 @@ def main() -> int:
     plan = rows.Plan()
     rounds = args.rounds or (QUICK_ROUNDS if args.quick else 5)
     if args.quick:
-        plan = rows.Plan(seconds=QUICK_SECONDS, many=200_000, hold=10_000)
+        plan = rows.Plan(seconds=QUICK_SECONDS, many=200_000, hold=10_000, quick=True)
     if args.seconds:
         plan.seconds = args.seconds
     machine = peers.Machine(args.server_cpu, args.client_cpu, args.ustack)
     quick_peers = "limit,kernel,ustack" if args.quick else None
     wanted = chosen(args.peers or quick_peers, [p.name for p in peers.ALL], "peer")
     todo = [r for r in rows.ROWS if r.name in chosen(args.rows, [r.name for r in rows.ROWS], "row")]
-    say = lambda text: print(text, file=sys.stderr, flush=True)     # noqa: E731
     failures: list[str] = []
     taking: list[peers.Peer] = []
     net.guard()
@@ -101,9 +106,11 @@ def main() -> int:
     if args.json:
         if args.json.exists():
             old = json.loads(args.json.read_text())
-            out["rows"] = {**old["rows"], **out["rows"]}
+            out["rows"] = measure.merge(old["rows"], out["rows"])
             out["peers"] = {**old["peers"], **out["peers"]}
         args.json.write_text(json.dumps(out, indent=1) + "\n")
+    if args.plots:
+        plots.draw(out, args.plots)
     failures += run.failures
     for failure in failures:
         say(f"FAILED: {failure}")

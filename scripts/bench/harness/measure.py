@@ -67,9 +67,9 @@ class Measurement:
             try:
                 with self._server(row, peer) as server:
                     return row.take(peer, server, self.plan)
-            except Failed as exc:
-                self._say(f"  {row.name}, {peer.name}: {exc}" + ("; once more" if attempt + 1 < TRIES else ""))
-                error = str(exc)
+            except Exception as exc:        # one sample that cannot be taken does not cost the others
+                error = str(exc) if isinstance(exc, Failed) else repr(exc)
+                self._say(f"  {row.name}, {peer.name}: {error}" + ("; once more" if attempt + 1 < TRIES else ""))
         self.failures.append(f"{row.name}, {peer.name}: {error}")
         return None
 
@@ -77,7 +77,10 @@ class Measurement:
         """All rounds of a row. Every second round goes through the peers backwards."""
         part = [p for p in self.peers if self.takes_part(row, p)]
         place = self.samples.setdefault(row.name, {})
-        for number in range(min(rounds, row.rounds or rounds)):
+        most = row.rounds or rounds
+        if row.rounds and self.plan.quick:
+            most = 1
+        for number in range(min(rounds, most)):
             for peer in part if number % 2 == 0 else reversed(part):
                 mine = place.setdefault(peer.name, [])
                 if number >= peer.most_rounds or (mine and all(s is None for s in mine)):
@@ -137,4 +140,27 @@ def results(rows: Sequence[Row], measurement: Measurement) -> dict[str, Any]:
             "most": row.most,
             "values": {name: [None if s is None else round(s["value"], 3) for s in taken] for name, taken in samples.items()},
         }
+    return out
+
+
+def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Rows measured now over rows kept from before, peer by peer, so that some peers can be measured later. Then ustack is measured again as
+    their anchor: the new ratios stand, but its own figure stays the one that was taken beside the limit and the kernel."""
+    out = {name: {**row} for name, row in old.items()}
+    for name, row in new.items():
+        kept = out.get(name)
+        if kept is None:
+            out[name] = row
+            continue
+        anchored = {"limit", "kernel"} & set(row["figures"]) == set() and "ustack" in kept["figures"]
+        for part in ("figures", "values"):
+            fresh = {k: v for k, v in row[part].items() if not (anchored and k == "ustack")}
+            row[part] = {**kept[part], **fresh}
+        ratios = {**kept["ratios"], **row["ratios"]}
+        mine = row["figures"].get("ustack")
+        for peer, figure in row["figures"].items():
+            if mine and peer != "ustack" and peer not in ratios and figure["median"] and figure["best"]:
+                ratios[peer] = {"median": mine["median"] / figure["median"], "best": mine["best"] / figure["best"]}
+        row["ratios"] = ratios
+        out[name] = row
     return out

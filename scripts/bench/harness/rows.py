@@ -43,6 +43,7 @@ class Plan:
     seconds: float = 0.7
     many: int = MANY
     hold: int = 100_000
+    quick: bool = False         # one round of the rows that take long
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def echo(*, spin: bool = False, same_core: bool = False) -> Callable[[Peer, Serv
 
 # ---- memory -------------------------------------------------------------------------------------------------------------------
 def take_half_open_bytes(peer: Peer, server: Server, plan: Plan) -> Sample:
-    target = plan.many if peer.name == "ustack" else plan.many // 20
+    target = plan.many if peer.name == "ustack" else BURST
     few = flood(peer, server, 10, count=BURST // 2)
     before, had = peer.memory(server), peer.half_open(server)
     fill(peer, server, BURST, target, few["value"] * FILL_SHARE / 2)

@@ -25,7 +25,8 @@ def met(row: dict[str, Any], to: str) -> bool | None:
     if to not in row["must"] or to not in row["ratios"]:
         return None
     got: float = row["ratios"][to]["median"]
-    return got >= row["must"][to] if row["better"] == "more" else got <= row["must"][to]
+    must: float = row["must"][to]
+    return got >= must if row["better"] == "more" else got <= must
 
 
 def text(rows: dict[str, Any]) -> str:
