@@ -144,7 +144,7 @@ cdef class Flood:
         route_default(self.e, True)
         addr_add(self.e, SERVER, 24, False)
         # A stack that has run for a while has touched every page of its table.
-        for i in range(0, self.e.ehash.mask + 1, 512):
+        for i in range(0, self.e.ehash.mask_full + 1, 512):
             self.e.ehash.bucket[i] = 0
         sk = user_socket(self.e)
         if sk == NULL or user_bind(self.e, sk, 0, 80) != 0 or user_listen(self.e, sk, backlog) != 0:

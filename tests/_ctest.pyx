@@ -684,7 +684,7 @@ cdef class EHash:
 
     @property
     def buckets(self):
-        return self.h.mask + 1
+        return self.h.mask_full + 1
 
     def walk(self, uint32_t bucket, pos):
         # One step: (entry or None, bucket, pos) with pos to be passed on.

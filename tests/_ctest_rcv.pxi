@@ -128,7 +128,7 @@ cdef class RcvBed:
     def vars(self):
         cdef tcb_t* k = self.sk
         return {"state": k.state, "rcv_nxt": k.rcv_nxt - <uint32_t> RCV_PEER_ISN, "copied_seq": k.copied_seq - <uint32_t> RCV_PEER_ISN,
-                "rmem_alloc": k.rmem_alloc, "fwd_alloc": k.fwd_alloc, "rcvbuf": k.rcvbuf, "ring": k.rcv.size, "rcv_wnd": k.rcv_wnd,
+                "rmem_alloc": k.rmem_alloc, "fwd_alloc": k.fwd_alloc, "rcvbuf": k.rcvbuf, "ring": k.rcv.size if k.rq_head or k.ofo_head or not k.rings_kept else 0, "rcv_wnd": k.rcv_wnd,
                 "rcv_ssthresh": k.rcv_ssthresh, "window_clamp": k.window_clamp, "scaling_ratio": k.scaling_ratio,
                 "rcv_mss": k.rcv_mss, "quick": k.ack_quick, "ato": k.ato, "pred_flags": k.pred_flags, "urg_state": k.urg_state,
                 "rcvq_space": k.rcvq_space, "rcvrtt_us": k.rcvrtt_us, "num_sacks": k.num_sacks}
@@ -172,7 +172,7 @@ cdef class RcvBed:
         cdef list order = []
         if k == NULL:
             return
-        for head, tail in ((k.rq_head, k.rq_tail), (k.ofo_head, k.ofo_tail)):
+        for head, tail in ((k.rq_head, k.rq_tail), (k.ofo_head, k.los.ofo_tail)):
             i = head
             prev = 0
             while i:
@@ -192,17 +192,17 @@ cdef class RcvBed:
             assert sq.after(sock.rr_at(self.e, i).seq, k.rcv_nxt), "out-of-order record at or before rcv_nxt"
             i = sock.rr_at(self.e, i).next
         seen = []
-        self.tree(k.ofo_root, seen)
+        self.tree(k.los.ofo_root, seen)
         assert seen == order, "tree and list differ"
         if k.rq_tail:
             assert sock.rr_at(self.e, k.rq_tail).end_seq == k.rcv_nxt, "queue does not end at rcv_nxt"
             end = k.rcv_nxt
         if k.ofo_head:
-            end = sock.rr_at(self.e, k.ofo_tail).end_seq
+            end = sock.rr_at(self.e, k.los.ofo_tail).end_seq
         if end:
             assert end - k.copied_seq <= k.rcv.size + 1, "ring too small"
         elif k.rq_head == 0:
-            assert k.rcv.size == 0, "ring of empty queues"
+            assert k.rcv.size == 0 or k.rings_kept, "ring of empty queues"
         # As in Linux it may be overdrawn when freeing a record returns pages that were reserved for the next.
         assert -70000 < k.fwd_alloc < 4096 * 4, f"fwd_alloc {k.fwd_alloc}"
         assert (k.fwd_alloc + k.rmem_alloc + <int64_t> k.wmem_queued) % 4096 == 0, "charges and pages"

@@ -198,3 +198,17 @@ class EHashMachine(RuleBasedStateMachine):
 
 EHashMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
 TestEHashAgainstModel = EHashMachine.TestCase
+
+
+def test_twice_as_many_entries_as_the_few_buckets_use_them_all():
+    def wide(i):
+        return (0xC0000201, 0xC6336400 + i // 10000, 80, 1024 + i % 10000)
+
+    n = 2 * 65536 + 1
+    h = table(1 << 18, n)
+    for i in range(1, n + 1):
+        h.set((TCB, i), wide(i % (n - 1)))          # the last has the first one's 4-tuple
+        h.insert_force((TCB, i))
+    assert h.lookup(wide(0)) == (TCB, n - 1) and h.lookup(wide(1)) == (TCB, n), "the newer comes first"
+    assert all(h.lookup(wide(i)) == (TCB, i) for i in range(2, n - 1))
+    assert sorted(walk(h)) == [(TCB, i) for i in range(1, n + 1)]

@@ -81,7 +81,7 @@ def reserved_ports(Engine engine not None, ports=None):
 
 def ehash_entries(Engine engine not None):
     """Buckets of the connection hash table (fixed at creation)."""
-    return engine.e.ehash.mask + 1
+    return engine.e.ehash.mask_full + 1
 
 
 def set_cookie_phase(Engine engine not None, phase_ns):
@@ -283,6 +283,20 @@ def pool_strides(Engine engine not None):
     out = {pool_names[i]: pools[i].stride for i in range(N_POOLS)}
     out["hash_bucket"] = sizeof(ref_t)
     return out
+
+
+def buffer_bytes(Engine engine not None):
+    """Bytes of send and receive buffers that sockets hold now."""
+    cdef uint32_t i
+    cdef uint64_t n = 0
+    cdef tcb_t* sk
+    acquire(engine.e, &engine.s)
+    for i in range(1, engine.e.tcb.high + 1):
+        if pool_gen(&engine.e.tcb, i) & 1:
+            sk = sk_at(engine.e, i)
+            n += sk.snd.size + sk.rcv.size
+    release(engine.e, &engine.s)
+    return n
 
 
 # ---- events --------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from ustack.core.hooks cimport HOOK_FRONT, hooked
 from ustack.core.listenhook cimport listenhook_acceptq
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport listener_t, req_t
-from ustack.core.sock cimport ev_push, lst_at, lst_put, ref_of, req_at, sk_at, sk_fport, sk_handle, sk_lport
+from ustack.core.sock cimport ev_push, lst_at, lst_put, ref_of, req_at, sk_at, sk_fport, sk_handle, sk_lport, sk_los
 from ustack.core.state cimport EV_QUEUED, engine_t, event_t
 from ustack.core.stats cimport MIB_TcpExtListenDrops, MIB_TcpExtListenOverflows, mib_inc
 from ustack.core.tcb cimport SF_IN_ACCEPTQ, tcb_t
@@ -48,7 +48,7 @@ cdef inline void listen_drop(engine_t* e, idx_t li) noexcept nogil:
     cdef listener_t* l = lst_at(e, li)
     l.drops += 1
     if l.sk != 0:
-        sk_at(e, l.sk).drops += 1
+        sk_los(e, sk_at(e, l.sk)).drops += 1
     mib_inc(&e.stats, MIB_TcpExtListenDrops)
 
 

@@ -51,7 +51,7 @@ from ustack.core.sendq cimport (
     sq_rtx_head, sq_trim_head, sq_unlink_free, sq_wq_empty, tcp_chrono_stop, tcp_is_sack, tcp_packets_in_flight, tcp_sndbuf_expand, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, between
-from ustack.core.sock cimport sr_at, tcp_clear_retrans_timer, tcp_clock_s
+from ustack.core.sock cimport sk_los, sk_rings_idle, sr_at, tcp_clear_retrans_timer, tcp_clock_s
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDelivered, MIB_TcpExtTCPDeliveredCE, MIB_TcpExtTCPHPAcks, MIB_TcpExtTCPLossProbeRecovery, MIB_TcpExtTCPPureAcks, mib_add,
@@ -252,6 +252,8 @@ cdef inline int tcp_clean_rtx_queue(engine_t* e, tcb_t* sk, uint32_t prior_fack,
     head = sq_rtx_head(sk)
     if head == 0:
         tcp_chrono_stop(e, sk, CHRONO_BUSY)
+        if sk.sq_head == 0 and sk.snd.size:
+            sk_rings_idle(e, sk)
     elif sr_at(e, head).sacked & SR_SACKED:
         c.flag |= FLAG_SACK_RENEGING
     if between(sk.snd_up, prior_snd_una, sk.snd_una):
@@ -284,7 +286,8 @@ cdef inline void tcp_ack_probe(engine_t* e, tcb_t* sk) noexcept nogil:
         return
     if not after(sr_at(e, sk.send_head).end_seq, tcp_wnd_end(sk)):
         sk.backoff = 0
-        sk.probes_tstamp = 0
+        if sk.los.probes_tstamp:
+            sk_los(e, sk).probes_tstamp = 0
         tcp_clear_retrans_timer(e, sk)
     else:
         when = tcp_clamp_probe0_to_user_timeout(e, sk, tcp_probe0_when(e, sk))
@@ -469,7 +472,7 @@ cdef inline int tcp_ack(engine_t* e, tcb_t* sk, const seg_t* s, int flag) noexce
 # ---- the transfer begins -------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_init_congestion(engine_t* e, tcb_t* sk, bint passive) noexcept nogil:
     """Initial window: one packet if more than one SYN(-ACK) was lost for real (facts D11), else the route's or 10."""
-    if sk.total_retrans > 1 and sk.undo_marker:
+    if sk.los.total_retrans > 1 and sk.undo_marker:
         sk.snd_cwnd = 1
     else:
         sk.snd_cwnd = tcp_init_cwnd(e, sk)

@@ -76,13 +76,9 @@ cdef inline void child_inherit_options_(engine_t* e, tcb_t* c, const tcb_t* lsk)
     c.nonagle = lsk.nonagle
     c.rcvbuf = lsk.rcvbuf
     c.sndbuf = lsk.sndbuf
-    c.rcvlowat = lsk.rcvlowat
-    c.notsent_lowat = lsk.notsent_lowat
     c.tos = lsk.tos
     c.ttl = lsk.ttl
-    c.min_ttl = lsk.min_ttl
     c.pmtudisc = lsk.pmtudisc
-    c.user_mss = lsk.user_mss
     sk_set_cc(e, c, lsk.cc)
     c.cc_user = lsk.cc_user
     c.rto_min_us = lsk.rto_min_us
@@ -137,7 +133,8 @@ cdef inline void child_sequence_(engine_t* e, tcb_t* c, const req_t* rq, const s
 
 cdef inline void child_retransmits_(engine_t* e, tcb_t* c, tcb_t* lsk, const req_t* rq) noexcept nogil:
     # Facts D11: more than one lost SYN-ACK costs the initial window, unless the timestamp shows that none was lost.
-    c.total_retrans = rq.num_retrans
+    if rq.num_retrans != 0:
+        sk_los(e, c).total_retrans = rq.num_retrans
     if rq.num_timeout == 0 or rq.flags & RQ_NO_TIMER:
         return
     sk_los(e, c).total_rto = rq.num_timeout

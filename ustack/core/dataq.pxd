@@ -16,7 +16,7 @@ from ustack.core.rcvq cimport rcv_prepare, rcv_ring_idle, rq_eat, seg_truesize, 
 from ustack.core.rcvwin cimport tcp_data_ready, tcp_fast_path_check, tcp_receive_window
 from ustack.core.seqno cimport after, before
 from ustack.core.skmem cimport sk_forced_mem_schedule
-from ustack.core.sock cimport rr_at, sk_data_ready
+from ustack.core.sock cimport rr_at, sk_data_ready, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtDelayedACKLost, MIB_TcpExtTCPRcvQDrop, MIB_TcpExtTCPZeroWindowDrop, mib_inc
 from ustack.core.tcb cimport ICSK_ACK_NOMEM, ICSK_ACK_NOW, SF_DEAD, SF_URGINLINE, tcb_t
@@ -39,16 +39,16 @@ cdef inline void tcp_check_urg(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     # Read already, received already, or not newer than the one we know.
     if after(sk.copied_seq, ptr) or before(ptr, sk.rcv_nxt):
         return
-    if sk.urg_state and not after(ptr, sk.urg_seq):
+    if sk.urg_state and not after(ptr, sk.los.urg_seq):
         return
     # A second urgent byte while the first stands next in line: the first leaves the stream as if it had been read.
-    if (sk.urg_seq == sk.copied_seq and sk.urg_state and not sk.sflags & SF_URGINLINE and sk.copied_seq != sk.rcv_nxt):
+    if (sk.los.urg_seq == sk.copied_seq and sk.urg_state and not sk.sflags & SF_URGINLINE and sk.copied_seq != sk.rcv_nxt):
         sk.copied_seq += 1
         if sk.rq_head and not before(sk.copied_seq, rr_at(e, sk.rq_head).end_seq):
             rq_eat(e, sk, sk.rq_head)
-            rcv_ring_idle(sk)
+            rcv_ring_idle(e, sk)
     sk.urg_state = TCP_URG_NOTYET
-    sk.urg_seq = ptr
+    sk_los(e, sk).urg_seq = ptr
     sk.pred_flags = 0
 
 
@@ -58,7 +58,7 @@ cdef inline void tcp_urg(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
         tcp_check_urg(e, sk, s)
     if sk.urg_state != TCP_URG_NOTYET:
         return
-    at = sk.urg_seq - s.seq + s.doff - ((s.flags & TH_SYN) != 0)
+    at = sk.los.urg_seq - s.seq + s.doff - ((s.flags & TH_SYN) != 0)
     if at < s.doff + s.len:
         sk.urg_byte = s.l4[at]
         sk.urg_state = TCP_URG_VALID
@@ -137,6 +137,6 @@ cdef inline int tcp_data_queue(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     """Queue the text of an acceptable segment. 0: consumed; a drop reason, counted for the socket; SK_GONE."""
     cdef int reason = data_queue_(e, sk, s)
     if reason > 0:
-        sk.drops += 1
-        rcv_ring_idle(sk)               # room may have been made for nothing
+        sk_los(e, sk).drops += 1
+        rcv_ring_idle(e, sk)               # room may have been made for nothing
     return reason

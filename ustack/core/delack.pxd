@@ -248,7 +248,7 @@ cdef inline void __tcp_ack_snd_check(engine_t* e, tcb_t* sk, bint ofo_possible) 
     """An ACK is due: now, after ato, or together with others."""
     cdef sklos_t* los
     if ((sk.rcv_nxt - sk.rcv_wup > sk.rcv_mss
-            and (<int64_t> <uint32_t> (sk.rcv_nxt - sk.copied_seq) < sk.rcvlowat or __tcp_select_window(e, sk) >= sk.rcv_wnd))
+            and (<int64_t> <uint32_t> (sk.rcv_nxt - sk.copied_seq) < sk.opt.rcvlowat or __tcp_select_window(e, sk) >= sk.rcv_wnd))
             or tcp_in_quickack_mode(e, sk) or sk.ack_pending & ICSK_ACK_NOW):
         tcp_ack_at_once(e, sk)
         return

@@ -1,23 +1,25 @@
 # One hash table by 4-tuple for half-open, established and TIME_WAIT objects (layer 3).
 #
 # As in Linux, a half-open request lives in the same table as the connections (facts 0.1). A bucket is a chain of ref_t
-# through the enode_t that each object embeds; the table itself is one array of heads, of a size fixed at creation. New
-# entries go to the head. The hash is keyed, so chains cannot be grown on purpose. Invariant: two entries with
-# an equal 4-tuple exist only if ehash_insert_force put the second one there; a look-up then finds the newer.
+# through the enode_t that each object embeds; the table itself is one array of heads, of a size fixed at creation, of which the
+# first EHASH_FEW serve until there are twice as many entries: a stack with few connections touches few pages. New entries go to
+# the head. The hash is keyed, so chains cannot be grown on purpose. Invariant: two entries with an equal 4-tuple exist only if
+# ehash_insert_force put the second one there; a look-up then finds the newer.
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport munmap
 
-from ustack.core.pool cimport map_reserve_huge, ustack_prefetch
-from ustack.core.seqno cimport ilog2_u32
+from ustack.core.pool cimport map_reserve, map_reserve_huge, ustack_prefetch
+from ustack.core.seqno cimport ilog2_u32, u32_min
 from ustack.core.siphash cimport flow_hash
 from ustack.core.types cimport E_INVAL, E_NOMEM, REF_MASK, REF_SHIFT, ref_t
 
 cdef enum:
     EHASH_KINDS = 16
     EHASH_MAX = 0x8000000       # buckets
+    EHASH_FEW = 0x10000
 
 cdef struct enode_t:
     ref_t next
@@ -27,7 +29,8 @@ cdef struct enode_t:
 
 cdef struct ehash_t:
     ref_t* bucket
-    uint32_t mask
+    uint32_t mask               # buckets in use - 1
+    uint32_t mask_full          # ... once there are more than 2 * EHASH_FEW entries
     uint32_t count
     uint64_t k0
     uint64_t k1
@@ -40,8 +43,9 @@ cdef inline int ehash_init(ehash_t* h, uint32_t entries, uint64_t k0, uint64_t k
     memset(h, 0, sizeof(ehash_t))
     if entries == 0 or entries > EHASH_MAX:
         return -E_INVAL
-    h.mask = (<uint32_t>2 << ilog2_u32(entries - 1)) - 1 if entries > 1 else 0
-    h.bucket = <ref_t*>map_reserve_huge((<size_t>h.mask + 1) * sizeof(ref_t))
+    h.mask_full = (<uint32_t>2 << ilog2_u32(entries - 1)) - 1 if entries > 1 else 0
+    h.mask = u32_min(h.mask_full, EHASH_FEW - 1)
+    h.bucket = <ref_t*>map_reserve((<size_t>h.mask + 1) * sizeof(ref_t))
     if h.bucket == NULL:
         return -E_NOMEM
     h.k0 = k0
@@ -105,10 +109,46 @@ cdef inline void ehash_prefetch_node(ehash_t* h, uint32_t laddr, uint32_t faddr,
         ustack_prefetch(ehash_node(h, ref))
 
 
+cdef inline void ehash_spread_(ehash_t* h) noexcept nogil:
+    # From the few buckets to all, once; a chain's order stays. A walk that is under way may see an entry twice, and misses none: entries
+    # only move to higher buckets. Without memory the few go on.
+    cdef uint32_t i
+    cdef uint32_t few = h.mask + 1
+    cdef ref_t* old = h.bucket
+    cdef ref_t* bucket = <ref_t*>map_reserve_huge((<size_t>h.mask_full + 1) * sizeof(ref_t))
+    cdef ref_t ref
+    cdef ref_t back
+    cdef ref_t nxt
+    cdef enode_t* node
+    if bucket == NULL:
+        return
+    h.bucket = bucket
+    h.mask = h.mask_full
+    for i in range(few):
+        ref = old[i]
+        back = 0
+        while ref != 0:                     # the chain reversed
+            node = ehash_node(h, ref)
+            nxt = node.next
+            node.next = back
+            back = ref
+            ref = nxt
+        while back != 0:
+            node = ehash_node(h, back)
+            nxt = node.next
+            bucket = ehash_bucket_(h, node.laddr, node.faddr, node.ports)
+            node.next = bucket[0]
+            bucket[0] = back
+            back = nxt
+    munmap(old, <size_t>few * sizeof(ref_t))
+
+
 cdef inline void ehash_push_(ehash_t* h, ref_t* bucket, ref_t ref, enode_t* node) noexcept nogil:
     node.next = bucket[0]
     bucket[0] = ref
     h.count += 1
+    if h.mask != h.mask_full and h.count > 2 * (h.mask + 1):
+        ehash_spread_(h)
 
 
 cdef inline bint ehash_insert(ehash_t* h, ref_t ref) noexcept nogil:

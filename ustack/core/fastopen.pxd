@@ -18,7 +18,9 @@ from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_
 from ustack.core.route cimport route_result_t, route_t
 from ustack.core.seqno cimport i64_min, u32_min
 from ustack.core.siphash cimport siphash, siphash_u64x1
-from ustack.core.sock cimport ext_at, fastopen_remove, lst_at, sk_fport, sk_lport, sk_opt, tcp_clock_ms, tcp_clock_s, tcp_reset_xmit_timer
+from ustack.core.sock cimport (
+    ext_at, fastopen_remove, lst_at, sk_fport, sk_los, sk_lport, sk_opt, tcp_clock_ms, tcp_clock_s, tcp_reset_xmit_timer,
+)
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpExtPAWSEstab, MIB_TcpExtTCPACKSkippedChallenge, MIB_TcpExtTCPACKSkippedSynRecv,
@@ -155,7 +157,7 @@ cdef inline tcb_t* fastopen_create_child_(engine_t* e, tcb_t* lsk, req_t* rq, co
     ext.synack_at = e.now
     c.fastopen_rsk = x
     sk_opt(e, c).fo_listener = lsk.listener
-    c.is_tfo_child = 1
+    sk_opt(e, c).is_tfo_child = 1
     lst_at(e, lsk.listener).fo_qlen += 1
     c.snd_wnd = s.wnd                   # the window of a SYN is never scaled
     c.max_window = c.snd_wnd
@@ -241,7 +243,7 @@ cdef inline int fastopen_rtx_synack(engine_t* e, tcb_t* c) noexcept nogil:
         return -1
     mib_inc(&e.stats, MIB_TcpRetransSegs)
     mib_inc(&e.stats, MIB_TcpExtTCPSynRetrans)
-    c.total_retrans += 1
+    sk_los(e, c).total_retrans += 1
     ext_at(e, c.fastopen_rsk).num_retrans += 1
     return 0
 

@@ -35,7 +35,7 @@ cdef inline bint tcp_fastopen_active_should_disable(engine_t* e, tcb_t* sk) noex
         return False
     if e.now < e.tfo_blackhole_at + (timeout << u32_min(e.tfo_blackhole_times - 1, 6)):
         return True
-    sk.syn_fastopen_ch = 1
+    sk_opt(e, sk).syn_fastopen_ch = 1
     return False
 
 
@@ -63,7 +63,7 @@ cdef inline bint tcp_fastopen_cookie_check(engine_t* e, tcb_t* sk, uint16_t* mss
         return True
     if fo.fo_len > 0:
         return True
-    sk.fo_client_fail = TFO_COOKIE_UNAVAILABLE
+    sk_opt(e, sk).fo_client_fail = TFO_COOKIE_UNAVAILABLE
     return False
 
 

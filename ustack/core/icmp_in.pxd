@@ -150,7 +150,7 @@ cdef inline int tcp_v4_err(engine_t* e, const seg_t* s, const icmp_t* m, const q
     sk = sk_at(e, ref_idx(ref))
     if sk.state == TCP_CLOSE:
         return DROP_NONE
-    if s.ttl < sk.min_ttl:
+    if s.ttl < sk.opt.min_ttl:
         mib_inc(&e.stats, MIB_TcpExtTCPMinTTLDrop)
         return DROP_TCP_MINTTL
     if sk.state != TCP_LISTEN and not between(q.seq, sk.iss if sk.fastopen_rsk != 0 else sk.snd_una, sk.snd_nxt):

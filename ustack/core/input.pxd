@@ -37,7 +37,7 @@ from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.sack cimport FLAG_DATA, FLAG_NO_CHALLENGE_ACK, FLAG_SLOWPATH, FLAG_UPDATE_TS_RECENT
 from ustack.core.seqno cimport after, before
 from ustack.core.sock cimport (
-    fastopen_remove, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_done, tcp_fastopen_active_disable,
+    fastopen_remove, sk_los, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_done, tcp_fastopen_active_disable,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPAbortOnData, MIB_TcpExtTCPHPHits, mib_inc
@@ -109,7 +109,7 @@ cdef inline int established_text_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nog
     # The segment is acceptable: ACK, urgent pointer, text.
     cdef int reason = tcp_ack(e, sk, s, FLAG_SLOWPATH | FLAG_UPDATE_TS_RECENT)
     if reason < 0:
-        sk.drops += 1
+        sk_los(e, sk).drops += 1
         return -reason
     tcp_rcv_rtt_measure_ts(e, sk, s.end_seq - s.seq)
     tcp_urg(e, sk, s)
@@ -136,7 +136,7 @@ cdef inline int tcp_rcv_established(engine_t* e, tcb_t* sk, seg_t* s) noexcept n
                 predicted_data_(e, sk, s)
                 return DROP_NONE
     if not s.flags & (TH_ACK | TH_RST | TH_SYN):
-        sk.drops += 1
+        sk_los(e, sk).drops += 1
         return DROP_TCP_FLAGS
     reason = tcp_validate_incoming(e, sk, s, True)
     if reason != DROP_NONE:
@@ -252,7 +252,7 @@ cdef inline int state_text_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nog
     if state == TCP_CLOSE_WAIT or state == TCP_CLOSING or state == TCP_LAST_ACK:
         # Beyond the peer's FIN there is nothing to read. Linux counts a pure ACK here as dropped by the socket.
         if not before(s.seq, sk.rcv_nxt):
-            sk.drops += 1
+            sk_los(e, sk).drops += 1
             return DROP_NONE if s.seq == s.end_seq else DROP_NOT_SPECIFIED
     elif state != TCP_FIN_WAIT1 and state != TCP_FIN_WAIT2:
         return tcp_data_queue(e, sk, s) if state == TCP_ESTABLISHED else DROP_NOT_SPECIFIED
@@ -272,7 +272,7 @@ cdef inline int state_ack_failed_(engine_t* e, tcb_t* sk, const seg_t* s, int ac
     if ack == 0:
         return DROP_NONE
     tcp_send_challenge_ack(e, sk)
-    sk.drops += 1
+    sk_los(e, sk).drops += 1
     return -ack
 
 
@@ -296,7 +296,7 @@ cdef inline int state_fastopen_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil
         tcp_reset(e, sk)
         return SK_GONE
     if verdict == FO_DISCARD:
-        sk.drops += 1
+        sk_los(e, sk).drops += 1
         return DROP_TCP_FASTOPEN
     return DROP_NONE
 
@@ -305,7 +305,7 @@ cdef inline int tcp_rcv_state_process(engine_t* e, tcb_t* sk, seg_t* s) noexcept
     """A segment for a connection in any state but ESTABLISHED and LISTEN."""
     cdef int reason
     if sk.state == TCP_CLOSE:
-        sk.drops += 1
+        sk_los(e, sk).drops += 1
         return DROP_TCP_CLOSE
     if sk.state == TCP_SYN_SENT:
         return state_synsent_(e, sk, s)
@@ -313,7 +313,7 @@ cdef inline int tcp_rcv_state_process(engine_t* e, tcb_t* sk, seg_t* s) noexcept
     reason = state_fastopen_(e, sk, s)
     if reason == DROP_NONE:
         if not s.flags & (TH_ACK | TH_RST | TH_SYN):
-            sk.drops += 1
+            sk_los(e, sk).drops += 1
             return DROP_TCP_FLAGS
         reason = tcp_validate_incoming(e, sk, s, False)
     if reason != DROP_NONE:

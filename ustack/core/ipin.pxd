@@ -18,7 +18,7 @@ from ustack.core.ipopt cimport ip_options_compile
 from ustack.core.ipout cimport ipout_rst_reply
 from ustack.core.request cimport listen_rcv, request_rcv
 from ustack.core.route cimport inet_addr_type, route_input, route_lookup, route_result_t
-from ustack.core.sock cimport ref_idx, ref_kind, sk_at, tcp_segs_in
+from ustack.core.sock cimport ref_idx, ref_kind, sk_at, sk_los, tcp_segs_in
 from ustack.core.state cimport RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, engine_t
 from ustack.core.stats cimport (
     MIB_IpExtInBcastOctets, MIB_IpExtInBcastPkts, MIB_IpExtInCEPkts, MIB_IpExtInCsumErrors, MIB_IpExtInECT0Pkts,
@@ -51,13 +51,13 @@ cdef enum:
 # ---- TCP ---------------------------------------------------------------------------------------------------------------------
 cdef inline int tcp_sock_gate_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     # What a connection asks before it looks at a segment: IP_MINTTL, and no MD5 signature, as no socket has a key.
-    if s.ttl < sk.min_ttl:
+    if s.ttl < sk.opt.min_ttl:
         mib_inc(&e.stats, MIB_TcpExtTCPMinTTLDrop)
-        sk.drops += 1
+        sk_los(e, sk).drops += 1
         return DROP_TCP_MINTTL
     if s.opts & OPT_MD5:
         mib_inc(&e.stats, MIB_TcpExtTCPMD5Unexpected)
-        sk.drops += 1
+        sk_los(e, sk).drops += 1
         return DROP_TCP_MD5UNEXPECTED
     return DROP_NONE
 

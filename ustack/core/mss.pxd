@@ -29,7 +29,7 @@ cdef inline int int_max_(int x, int lo) noexcept nogil:
 
 cdef inline uint32_t tcp_mss_clamp(const tcb_t* sk, uint32_t mss) noexcept nogil:
     """Never above what TCP_MAXSEG allows."""
-    return sk.user_mss if sk.user_mss and sk.user_mss < mss else mss
+    return sk.opt.user_mss if sk.opt.user_mss and sk.opt.user_mss < mss else mss
 
 
 cdef inline int mtu_to_mss_plain(engine_t* e, const tcb_t* sk, int pmtu) noexcept nogil:

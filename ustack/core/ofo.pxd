@@ -145,7 +145,7 @@ cdef inline bint tcp_ofo_queue(engine_t* e, tcb_t* sk) noexcept nogil:
         ofo_unlink(e, sk, i)
         if not after(r.end_seq, sk.rcv_nxt):
             rcv_free_record(e, sk, i)
-            sk.drops += 1
+            sk_los(e, sk).drops += 1
             drop_inc(&e.stats, DROP_TCP_OFO_DROP)
             continue
         fin = r.fin != 0
@@ -180,7 +180,7 @@ cdef inline void ofo_merge_right_(engine_t* e, tcb_t* sk, idx_t n) noexcept nogi
 
 cdef inline void ofo_drop_covered_(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
     mib_inc(&e.stats, MIB_TcpExtTCPOFOMerge)
-    sk.drops += 1
+    sk_los(e, sk).drops += 1
     drop_inc(&e.stats, DROP_TCP_OFOMERGE)
     ofo_unlink(e, sk, i)
     rcv_free_record(e, sk, i)
@@ -203,7 +203,7 @@ cdef inline int ofo_place_(engine_t* e, tcb_t* sk, const seg_t* s, idx_t* placed
     cdef rrec_t* r
     cdef uint32_t start = s.seq
     placed[0] = 0
-    if ofo_coalesce_(e, sk, sk.ofo_tail, s):
+    if ofo_coalesce_(e, sk, sk.los.ofo_tail, s):
         return DROP_NONE
     left = ofo_floor(e, sk, s.seq)
     after_i = left

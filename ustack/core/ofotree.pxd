@@ -9,7 +9,7 @@
 from ustack.core.types cimport idx_t, uint32_t
 from ustack.core.records cimport rrec_t
 from ustack.core.seqno cimport before
-from ustack.core.sock cimport rr_at
+from ustack.core.sock cimport rr_at, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 
@@ -20,7 +20,7 @@ cdef inline uint32_t ofo_prio_(idx_t i) noexcept nogil:
 
 cdef inline idx_t ofo_floor(engine_t* e, tcb_t* sk, uint32_t seq) noexcept nogil:
     """The last record that begins at or before seq, 0 if all begin after it."""
-    cdef idx_t i = sk.ofo_root
+    cdef idx_t i = sk.los.ofo_root
     cdef idx_t best = 0
     cdef rrec_t* r
     while i:
@@ -36,7 +36,7 @@ cdef inline idx_t ofo_floor(engine_t* e, tcb_t* sk, uint32_t seq) noexcept nogil
 cdef inline void ofo_tree_insert_(engine_t* e, tcb_t* sk, idx_t n) noexcept nogil:
     cdef rrec_t* node = rr_at(e, n)
     cdef rrec_t* r
-    cdef idx_t* link = &sk.ofo_root
+    cdef idx_t* link = &sk_los(e, sk).ofo_root
     cdef idx_t* lo = &node.left
     cdef idx_t* hi = &node.right
     cdef idx_t t
@@ -62,7 +62,7 @@ cdef inline void ofo_tree_insert_(engine_t* e, tcb_t* sk, idx_t n) noexcept nogi
 cdef inline void ofo_tree_remove_(engine_t* e, tcb_t* sk, idx_t n) noexcept nogil:
     cdef rrec_t* node = rr_at(e, n)
     cdef rrec_t* r
-    cdef idx_t* link = &sk.ofo_root
+    cdef idx_t* link = &sk_los(e, sk).ofo_root
     cdef idx_t lo = node.left
     cdef idx_t hi = node.right
     while link[0] != n:
@@ -92,7 +92,7 @@ cdef inline void ofo_link(engine_t* e, tcb_t* sk, idx_t after, idx_t n) noexcept
     if node.next:
         rr_at(e, node.next).prev = n
     else:
-        sk.ofo_tail = n
+        sk_los(e, sk).ofo_tail = n
     ofo_tree_insert_(e, sk, n)
 
 
@@ -106,6 +106,6 @@ cdef inline void ofo_unlink(engine_t* e, tcb_t* sk, idx_t n) noexcept nogil:
     if node.next:
         rr_at(e, node.next).prev = node.prev
     else:
-        sk.ofo_tail = node.prev
+        sk_los(e, sk).ofo_tail = node.prev
     node.next = 0
     node.prev = 0

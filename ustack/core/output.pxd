@@ -18,7 +18,7 @@ from ustack.core.sendq cimport (
 )
 from ustack.core.seqno cimport after, before, between, i64_max, i64_min, u32_min
 from ustack.core.skmem cimport tcp_under_memory_pressure
-from ustack.core.sock cimport sr_at
+from ustack.core.sock cimport sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPLossProbes, MIB_TcpExtTCPWinProbe, mib_inc
 from ustack.core.syn cimport tcp_connect, tcp_send_synack
@@ -148,9 +148,9 @@ cdef inline int tcp_write_wakeup(engine_t* e, tcb_t* sk, int mib) noexcept nogil
 
 cdef inline ns_t tcp_clamp_probe0_to_user_timeout(engine_t* e, const tcb_t* sk, ns_t when) noexcept nogil:
     cdef ns_t left
-    if sk.probes_tstamp == 0 or sk.opt.user_timeout_ms == 0:
+    if sk.los.probes_tstamp == 0 or sk.opt.user_timeout_ms == 0:
         return when
-    left = <ns_t> sk.opt.user_timeout_ms * NS_PER_MS - i64_max(e.now - sk.probes_tstamp, 0)
+    left = <ns_t> sk.opt.user_timeout_ms * NS_PER_MS - i64_max(e.now - sk.los.probes_tstamp, 0)
     return i64_min(i64_max(left, TIMEOUT_MIN_TICKS * e.tick), when)
 
 
@@ -161,7 +161,8 @@ cdef inline void tcp_send_probe0(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.packets_out or sq_wq_empty(sk):
         sk.probes_out = 0
         sk.backoff = 0
-        sk.probes_tstamp = 0
+        if sk.los.probes_tstamp:
+            sk_los(e, sk).probes_tstamp = 0
         return
     sk.probes_out += 1
     if err <= 0:

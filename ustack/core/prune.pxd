@@ -13,7 +13,7 @@ from ustack.core.rcvwin cimport adjust_rcv_ssthresh_, tcp_clamp_window, tcp_win_
 from ustack.core.records cimport rrec_t
 from ustack.core.seqno cimport after, before, u32_min
 from ustack.core.skmem cimport sk_rmem_schedule, tcp_under_memory_pressure
-from ustack.core.sock cimport rr_at
+from ustack.core.sock cimport rr_at, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtOfoPruned, MIB_TcpExtPruneCalled, MIB_TcpExtRcvPruned, MIB_TcpExtTCPRcvCollapsed, drop_inc, mib_inc,
@@ -103,7 +103,7 @@ cdef inline idx_t collapse_fill_(engine_t* e, tcb_t* sk, bint ofo, idx_t i, idx_
 cdef inline void collapse_put_(engine_t* e, tcb_t* sk, bint ofo, idx_t n, idx_t before_i) noexcept nogil:
     cdef rrec_t* r = rr_at(e, n)
     if ofo:
-        ofo_link(e, sk, rr_at(e, before_i).prev if before_i else sk.ofo_tail, n)
+        ofo_link(e, sk, rr_at(e, before_i).prev if before_i else sk.los.ofo_tail, n)
         return
     r.next = before_i
     r.prev = rr_at(e, before_i).prev if before_i else sk.rq_tail
@@ -198,17 +198,17 @@ cdef inline bint tcp_prune_ofo_queue(engine_t* e, tcb_t* sk, const seg_t* s) noe
     cdef int32_t goal = sk.rcvbuf >> 3
     cdef idx_t i
     cdef bint pruned = False
-    while sk.ofo_tail:
-        i = sk.ofo_tail
+    while sk.los.ofo_tail:
+        i = sk.los.ofo_tail
         if after(s.seq, rr_at(e, i).seq):
             break
         pruned = True
         goal -= rr_at(e, i).truesize
         ofo_unlink(e, sk, i)
         rcv_free_record(e, sk, i)
-        sk.drops += 1
+        sk_los(e, sk).drops += 1
         drop_inc(&e.stats, DROP_TCP_OFO_QUEUE_PRUNE)
-        if sk.ofo_tail == 0 or goal <= 0:
+        if sk.los.ofo_tail == 0 or goal <= 0:
             if tcp_can_ingest(sk) and not tcp_under_memory_pressure(e):
                 break
             goal = sk.rcvbuf >> 3

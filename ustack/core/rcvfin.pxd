@@ -21,8 +21,8 @@ from ustack.core.timewait cimport tcp_time_wait
 
 cdef inline void ofo_purge(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef idx_t i
-    while sk.ofo_tail:
-        i = sk.ofo_tail
+    while sk.los.ofo_tail:
+        i = sk.los.ofo_tail
         ofo_unlink(e, sk, i)
         rcv_free_record(e, sk, i)
 

@@ -11,10 +11,10 @@
 from ustack.core.types cimport E_NOMEM, TH_FIN, TH_SYN, idx_t, int32_t, seg_t, uint32_t, uint8_t
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport rrec_t
-from ustack.core.ring cimport ring_free, ring_release, ring_reserve, ring_write
+from ustack.core.ring cimport ring_free, ring_reserve, ring_write
 from ustack.core.seqno cimport after
 from ustack.core.skmem cimport sk_forced_mem_schedule, sk_mem_charge, sk_mem_uncharge
-from ustack.core.sock cimport rr_at, sk_purge_recv
+from ustack.core.sock cimport rr_at, sk_purge_recv, sk_rings_idle
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPRcvCoalesce, mib_inc
 from ustack.core.tcb cimport SF_NO_RINGS, tcb_t
@@ -118,12 +118,10 @@ cdef inline void rcv_ring_store(tcb_t* sk, const seg_t* s, uint32_t seq, uint32_
         sk.rcv_ring_span_end = end
 
 
-cdef inline void rcv_ring_idle(tcb_t* sk) noexcept nogil:
-    """Both queues are empty: the memory goes back."""
-    cdef uint8_t* old = NULL
+cdef inline void rcv_ring_idle(engine_t* e, tcb_t* sk) noexcept nogil:
+    """If both queues are empty the memory may go back."""
     if sk.rq_head == 0 and sk.ofo_head == 0 and sk.rcv.size:
-        ring_release(&sk.rcv, &old)
-        ring_free(old)
+        sk_rings_idle(e, sk)
 
 
 # ---- records -------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ cdef inline bint tcp_epollin_ready(engine_t* e, const tcb_t* sk, int32_t target)
 
 
 cdef inline void tcp_data_ready(engine_t* e, tcb_t* sk) noexcept nogil:
-    if tcp_epollin_ready(e, sk, sk.rcvlowat) or sk.sflags & SF_DONE:
+    if tcp_epollin_ready(e, sk, sk.opt.rcvlowat) or sk.sflags & SF_DONE:
         sk_data_ready(e, sk)
 
 
@@ -338,8 +338,8 @@ cdef inline void tcp_rcvbuf_grow(engine_t* e, tcb_t* sk, uint32_t newval) noexce
     if oldval:
         grow = <uint64_t> rcvwin * (newval - oldval) // oldval
         rcvwin += <uint32_t> (grow << 1)
-    if sk.ofo_tail:
-        rcvwin += rr_at(e, sk.ofo_tail).end_seq - sk.rcv_nxt
+    if sk.los.ofo_tail:
+        rcvwin += rr_at(e, sk.los.ofo_tail).end_seq - sk.rcv_nxt
     rcvbuf = i64_min(tcp_space_from_win(sk, rcvwin), e.cfg.tcp_rmem_max)
     if rcvbuf > sk.rcvbuf:
         sk.rcvbuf = <int32_t> rcvbuf

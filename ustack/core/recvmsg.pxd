@@ -129,7 +129,7 @@ cdef inline void recv_record_(engine_t* e, tcb_t* sk, recv_t* r, idx_t i) noexce
     if r.left < used:
         used = <uint32_t> r.left
     if sk.urg_state:
-        mark = sk.urg_seq - r.seq
+        mark = sk.los.urg_seq - r.seq
         if mark < used:
             if mark:
                 used = mark
@@ -138,7 +138,7 @@ cdef inline void recv_record_(engine_t* e, tcb_t* sk, recv_t* r, idx_t i) noexce
                 used -= 1
     if used:
         recv_copy_(e, sk, r, used)
-    if sk.urg_state and after(sk.copied_seq, sk.urg_seq):
+    if sk.urg_state and after(sk.copied_seq, sk.los.urg_seq):
         sk.urg_state = 0
         tcp_fast_path_check(e, sk)
     r.tstamp = rec.tstamp
@@ -170,7 +170,7 @@ cdef inline int64_t recv_nothing_(tcb_t* sk) noexcept nogil:
 cdef inline int64_t recv_loop_(engine_t* e, tcb_t* sk, recv_t* r) noexcept nogil:
     cdef idx_t i
     while True:
-        if sk.urg_state and sk.urg_seq == r.seq and r.copied:
+        if sk.urg_state and sk.los.urg_seq == r.seq and r.copied:
             return r.copied
         i = recv_find_(e, sk, r)
         if i == 0:
@@ -213,7 +213,7 @@ cdef inline int64_t tcp_recvmsg_ts(engine_t* e, tcb_t* sk, uint8_t* out, size_t 
     got = recv_loop_(e, sk, &r)
     tstamp[0] = r.tstamp
     tcp_cleanup_rbuf(e, sk, got)
-    rcv_ring_idle(sk)
+    rcv_ring_idle(e, sk)
     return got
 
 
@@ -223,13 +223,13 @@ cdef inline int64_t tcp_inq(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef uint32_t n
     if sk.state == TCP_SYN_SENT or sk.state == TCP_SYN_RECV:
         return 0
-    if (sk.sflags & SF_URGINLINE or sk.urg_state == 0 or before(sk.urg_seq, sk.copied_seq)
-            or not before(sk.urg_seq, sk.rcv_nxt)):
+    if (sk.sflags & SF_URGINLINE or sk.urg_state == 0 or before(sk.los.urg_seq, sk.copied_seq)
+            or not before(sk.los.urg_seq, sk.rcv_nxt)):
         n = sk.rcv_nxt - sk.copied_seq
         if n and sk.sflags & SF_DONE:
             n -= 1
         return n
-    return <uint32_t> (sk.urg_seq - sk.copied_seq)
+    return <uint32_t> (sk.los.urg_seq - sk.copied_seq)
 
 
 cdef inline int64_t tcp_inq_hint(const tcb_t* sk) noexcept nogil:

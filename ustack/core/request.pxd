@@ -22,7 +22,7 @@ from ustack.core.paws cimport tcp_ack_rate_limited, tcp_in_window, tcp_paws_reje
 from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqext_t
 from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.seqno cimport after, between, u32_max
-from ustack.core.sock cimport ext_at, lst_at, req_at, sk_at, sk_data_ready, tcp_clock_ms, tcp_clock_s
+from ustack.core.sock cimport ext_at, lst_at, req_at, sk_at, sk_data_ready, sk_los, tcp_clock_ms, tcp_clock_s
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpExtEmbryonicRsts, MIB_TcpExtOutOfWindowIcmps, MIB_TcpExtPAWSEstab,
@@ -51,7 +51,7 @@ cdef inline int lst_discard_(engine_t* e, idx_t li, int reason) noexcept nogil:
     cdef listener_t* l = lst_at(e, li)
     l.drops += 1
     if l.sk != 0:
-        sk_at(e, l.sk).drops += 1
+        sk_los(e, sk_at(e, l.sk)).drops += 1
     return reason
 
 
@@ -103,7 +103,7 @@ cdef inline int listen_ack_(engine_t* e, tcb_t* lsk, seg_t* s) noexcept nogil:
 cdef inline int listen_rcv(engine_t* e, tcb_t* lsk, seg_t* s, uint32_t tw_isn) noexcept nogil:
     # A segment for a listener that belongs to no request. tw_isn: ISN for a SYN that comes out of TIME_WAIT, else 0.
     e.rx_listener = lsk.listener
-    if s.ttl < lsk.min_ttl:
+    if s.ttl < lsk.opt.min_ttl:
         mib_inc(&e.stats, MIB_TcpExtTCPMinTTLDrop)
         return lst_discard_(e, lsk.listener, DROP_TCP_MINTTL)
     if md5_unexpected_(e, s):

@@ -169,7 +169,7 @@ cdef inline int __tcp_retransmit_skb(engine_t* e, tcb_t* sk, idx_t i, uint32_t s
     mib_add(&e.stats, MIB_TcpRetransSegs, segs)
     if r.flags & TH_SYN:
         mib_inc(&e.stats, MIB_TcpExtTCPSynRetrans)
-    sk.total_retrans += segs
+    sk_los(e, sk).total_retrans += segs
     sk_los(e, sk).bytes_retrans += r.len
     err = tcp_transmit_skb(e, sk, i)
     if err != 0 and err != -E_BUSY:

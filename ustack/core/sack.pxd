@@ -79,7 +79,7 @@ cdef inline uint32_t tcp_dsack_seen(engine_t* e, tcb_t* sk, uint32_t start, uint
     elif sk.tlp_high_seq and sk.tlp_high_seq == end:
         state.flag |= FLAG_DSACK_TLP
     sk_los(e, sk).dsack_dups += dup_segs
-    if sk.los.dsack_dups > sk.total_retrans:
+    if sk.los.dsack_dups > sk.los.total_retrans:
         return 0                    # the network duplicated it, not we
     sk.sack_ok |= TCP_DSACK_SEEN
     # RACK's window grows only for retransmissions that reordering may have caused; a probe is caused by a timer.

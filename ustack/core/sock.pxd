@@ -24,7 +24,7 @@ from ustack.core.records cimport (
 from ustack.core.ring cimport ring_release
 from ustack.core.rtt cimport minmax_reset
 from ustack.core.skmem cimport sk_mem_uncharge
-from ustack.core.state cimport EV_LOG, EV_STATE, LOG_RING, engine_t, event_t, metrics_t
+from ustack.core.state cimport EV_LOG, EV_STATE, LOG_RING, RINGS_KEPT, engine_t, event_t, metrics_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, MIB_TcpExtTCPFastOpenBlackhole, drop_inc,
     mib_dec, mib_inc,
@@ -54,6 +54,8 @@ cdef enum:
     SHUTDOWN_MASK = 3
     LOG_BURST = 10              # net_ratelimit: so many log lines ...
     LOG_INTERVAL_S = 5          # ... in so many seconds
+    KEPT_ONE = 0x8000           # bytes of empty rings that one socket may keep
+    KEPT_BYTES = 0x80000        # ... and all together
 
 
 # ---- accessors ---------------------------------------------------------------------------------------------------------------
@@ -120,6 +122,81 @@ cdef inline uint16_t sk_fport(tcb_t* sk) noexcept nogil:
 
 cdef inline void sk_set_ports(tcb_t* sk, uint16_t lport, uint16_t fport) noexcept nogil:
     sk.en.ports = (<uint32_t> lport << 16) | fport
+
+
+# ---- records that few sockets have (tcb.pxd) -----------------------------------------------------------------------------------
+cdef inline void skopt_defaults(skopt_t* o) noexcept nogil:
+    memset(o, 0, sizeof(skopt_t))
+    o.rcvtimeo = NS_NEVER
+    o.sndtimeo = NS_NEVER
+    o.max_pacing_rate = <uint64_t> -1
+    o.rcvlowat = 1
+
+
+cdef inline skopt_t* sk_opt(engine_t* e, tcb_t* sk) noexcept nogil:
+    """The socket's own options record, to write to; taken with the defaults at the first use. There are as many as sockets."""
+    cdef idx_t i
+    cdef skopt_t* o
+    if sk.opt.idx == 0:
+        i = pool_alloc(&e.opt)
+        o = <skopt_t*> pool_at(&e.opt, i)
+        o[0] = sk.opt[0]
+        o.idx = i
+        sk.opt = o
+    return <skopt_t*> sk.opt
+
+
+cdef inline sklos_t* sk_los(engine_t* e, tcb_t* sk) noexcept nogil:
+    """The socket's own record of what loss and reordering leave behind, to write to."""
+    cdef idx_t i
+    cdef sklos_t* o
+    if sk.los.idx == 0:
+        i = pool_alloc(&e.los)
+        o = <sklos_t*> pool_at(&e.los, i)
+        o.idx = i
+        o.sk = sk.idx
+        sk.los = o
+    return <sklos_t*> sk.los
+
+
+cdef inline void sk_los_put(engine_t* e, tcb_t* sk) noexcept nogil:
+    """Give it back; its timers are off."""
+    if sk.los.idx:
+        pool_free(&e.los, sk.los.idx)
+        sk.los = <sklos_t*> pool_at(&e.los, 0)
+
+
+cdef inline tcb_t* sk_of_los(engine_t* e, idx_t i) noexcept nogil:
+    return sk_at(e, (<sklos_t*> pool_at(&e.los, i)).sk)
+
+
+cdef inline void sk_opt_inherit(engine_t* e, tcb_t* child, const tcb_t* lsk) noexcept nogil:
+    """What was set on a listener, on its child. Costs nothing if it is all as by default."""
+    cdef skopt_t* o
+    cdef size_t head = <size_t> (<const uint8_t*> &lsk.opt.errq_head - <const uint8_t*> &lsk.opt.uid)
+    if lsk.opt.idx == 0 or memcmp(&lsk.opt.uid, &child.opt.uid, head) == 0:
+        return
+    o = sk_opt(e, child)
+    memcpy(&o.uid, &lsk.opt.uid, head)
+
+
+cdef inline uint64_t* sk_ca(tcb_t* sk) noexcept nogil:
+    """Private state of the socket's congestion control: CA_PRIV_WORDS words, or CA_EXT_WORDS of those that take a record."""
+    return <uint64_t*> sk.ca_priv[0] if sk.cc >= CC_BBR else sk.ca_priv
+
+
+cdef inline void sk_ca_clear(tcb_t* sk) noexcept nogil:
+    memset(sk_ca(sk), 0, (CA_EXT_WORDS if sk.cc >= CC_BBR else CA_PRIV_WORDS) * sizeof(uint64_t))
+
+
+cdef inline void sk_set_cc(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
+    """Change tcb.cc, and the private state with it; the new one is zero."""
+    if sk.cc >= CC_BBR:
+        pool_free(&e.ca, pool_index(&e.ca, <void*> sk.ca_priv[0]))
+    sk.cc = cc
+    memset(sk.ca_priv, 0, CA_PRIV_WORDS * sizeof(uint64_t))
+    if cc >= CC_BBR:
+        sk.ca_priv[0] = <uint64_t> pool_at(&e.ca, pool_alloc(&e.ca))
 
 
 # ---- clocks derived from e.now -----------------------------------------------------------------------------------------------
@@ -301,7 +378,7 @@ cdef inline void sk_error_report(engine_t* e, tcb_t* sk) noexcept nogil:
 # ---- send buffer space: what send() tests and poll() reports ---------------------------------------------------------------------
 cdef inline bint sk_stream_memory_free(engine_t* e, tcb_t* sk, int wake) noexcept nogil:
     """Below sndbuf and, shifted by wake, below the not-sent limit."""
-    cdef uint32_t lowat = sk.notsent_lowat if sk.notsent_lowat else <uint32_t> e.cfg.tcp_notsent_lowat
+    cdef uint32_t lowat = sk.opt.notsent_lowat if sk.opt.notsent_lowat else <uint32_t> e.cfg.tcp_notsent_lowat
     cdef uint64_t notsent = sk.write_seq - sk.snd_nxt
     if <int64_t> sk.wmem_queued >= sk.sndbuf:
         return False
@@ -494,86 +571,55 @@ cdef inline void sk_purge_recv(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.rq_head = 0
     sk.rq_tail = 0
     sk.ofo_head = 0
-    sk.ofo_tail = 0
-    sk.ofo_root = 0
+    if sk.los.ofo_tail:
+        sk_los(e, sk).ofo_tail = 0
+        sk_los(e, sk).ofo_root = 0
     sk_mem_uncharge(e, sk, sk.rmem_alloc)
     sk.rmem_alloc = 0
     ring_release(&sk.rcv, &old)
     garbage_put(e, old)
 
 
-# ---- records that few sockets have (tcb.pxd) -----------------------------------------------------------------------------------
-cdef inline void skopt_defaults(skopt_t* o) noexcept nogil:
-    memset(o, 0, sizeof(skopt_t))
-    o.rcvtimeo = NS_NEVER
-    o.sndtimeo = NS_NEVER
-    o.max_pacing_rate = <uint64_t> -1
+# ---- empty buffers ---------------------------------------------------------------------------------------------------------------
+cdef inline void sk_rings_release(engine_t* e, tcb_t* sk) noexcept nogil:
+    """Give back the rings that hold nothing."""
+    cdef uint8_t* old = NULL
+    if sk.sq_head == 0 and sk.snd.size:
+        ring_release(&sk.snd, &old)
+        garbage_put(e, old)
+    if sk.rq_head == 0 and sk.ofo_head == 0 and sk.rcv.size:
+        ring_release(&sk.rcv, &old)
+        garbage_put(e, old)
 
 
-cdef inline skopt_t* sk_opt(engine_t* e, tcb_t* sk) noexcept nogil:
-    """The socket's own options record, to write to; taken with the defaults at the first use. There are as many as sockets."""
-    cdef idx_t i
-    cdef skopt_t* o
-    if sk.opt.idx == 0:
-        i = pool_alloc(&e.opt)
-        o = <skopt_t*> pool_at(&e.opt, i)
-        o[0] = sk.opt[0]
-        o.idx = i
-        sk.opt = o
-    return <skopt_t*> sk.opt
+cdef inline void sk_kept_drop_(engine_t* e) noexcept nogil:
+    # The oldest entry, which may name a socket that is gone or another one by now: then that loses its empty rings early.
+    cdef uint32_t at = (e.kept_at - e.kept_n) % RINGS_KEPT
+    cdef idx_t i = e.kept[at]
+    e.kept_n -= 1
+    e.kept_bytes -= e.kept_size[at]
+    if pool_gen(&e.tcb, i) & 1:
+        sk_at(e, i).rings_kept = 0
+        sk_rings_release(e, sk_at(e, i))
 
 
-cdef inline sklos_t* sk_los(engine_t* e, tcb_t* sk) noexcept nogil:
-    """The socket's own record of what loss and reordering leave behind, to write to."""
-    cdef idx_t i
-    cdef sklos_t* o
-    if sk.los.idx == 0:
-        i = pool_alloc(&e.los)
-        o = <sklos_t*> pool_at(&e.los, i)
-        o.idx = i
-        o.sk = sk.idx
-        sk.los = o
-    return <sklos_t*> sk.los
-
-
-cdef inline void sk_los_put(engine_t* e, tcb_t* sk) noexcept nogil:
-    """Give it back; its timers are off."""
-    if sk.los.idx:
-        pool_free(&e.los, sk.los.idx)
-        sk.los = <sklos_t*> pool_at(&e.los, 0)
-
-
-cdef inline tcb_t* sk_of_los(engine_t* e, idx_t i) noexcept nogil:
-    return sk_at(e, (<sklos_t*> pool_at(&e.los, i)).sk)
-
-
-cdef inline void sk_opt_inherit(engine_t* e, tcb_t* child, const tcb_t* lsk) noexcept nogil:
-    """What was set on a listener, on its child. Costs nothing if it is all as by default."""
-    cdef skopt_t* o
-    cdef size_t head = <size_t> (<const uint8_t*> &lsk.opt.errq_head - <const uint8_t*> &lsk.opt.uid)
-    if lsk.opt.idx == 0 or memcmp(&lsk.opt.uid, &child.opt.uid, head) == 0:
+cdef inline void sk_rings_idle(engine_t* e, tcb_t* sk) noexcept nogil:
+    """A queue has become empty. Small rings stay with the RINGS_KEPT sockets that came to this last, KEPT_BYTES in all: a busy connection
+    does not pay for memory at each request, an idle one holds none."""
+    cdef uint32_t size = sk.snd.size + sk.rcv.size
+    if size > KEPT_ONE:
+        sk_rings_release(e, sk)
         return
-    o = sk_opt(e, child)
-    memcpy(&o.uid, &lsk.opt.uid, head)
-
-
-cdef inline uint64_t* sk_ca(tcb_t* sk) noexcept nogil:
-    """Private state of the socket's congestion control: CA_PRIV_WORDS words, or CA_EXT_WORDS of those that take a record."""
-    return <uint64_t*> sk.ca_priv[0] if sk.cc >= CC_BBR else sk.ca_priv
-
-
-cdef inline void sk_ca_clear(tcb_t* sk) noexcept nogil:
-    memset(sk_ca(sk), 0, (CA_EXT_WORDS if sk.cc >= CC_BBR else CA_PRIV_WORDS) * sizeof(uint64_t))
-
-
-cdef inline void sk_set_cc(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
-    """Change tcb.cc, and the private state with it; the new one is zero."""
-    if sk.cc >= CC_BBR:
-        pool_free(&e.ca, pool_index(&e.ca, <void*> sk.ca_priv[0]))
-    sk.cc = cc
-    memset(sk.ca_priv, 0, CA_PRIV_WORDS * sizeof(uint64_t))
-    if cc >= CC_BBR:
-        sk.ca_priv[0] = <uint64_t> pool_at(&e.ca, pool_alloc(&e.ca))
+    if sk.rings_kept:
+        return
+    while e.kept_n == RINGS_KEPT or e.kept_bytes + size > KEPT_BYTES:
+        sk_kept_drop_(e)
+    e.kept[e.kept_at % RINGS_KEPT] = sk.idx
+    e.kept_size[e.kept_at % RINGS_KEPT] = size
+    e.kept_at += 1
+    e.kept_n += 1
+    e.kept_bytes += size
+    sk.rings_kept = 1
 
 
 # ---- birth and death -----------------------------------------------------------------------------------------------------------
@@ -588,7 +634,6 @@ cdef inline tcb_t* sk_alloc(engine_t* e) noexcept nogil:
     sk.state = TCP_CLOSE
     sk.rcvbuf = <int> e.cfg.tcp_rmem_def
     sk.sndbuf = <int> e.cfg.tcp_wmem_def
-    sk.rcvlowat = 1
     sk.opt = <skopt_t*> pool_at(&e.opt, 0)
     sk.los = <sklos_t*> pool_at(&e.los, 0)
     sk.pacing_rate = <uint64_t> -1
@@ -665,7 +710,7 @@ cdef inline void tcp_fastopen_active_disable_ofo_check(engine_t* e, tcb_t* sk) n
     if sk.data_segs_in == 0:
         if sk.ofo_head and rr_at(e, sk.ofo_head).next == 0 and rr_at(e, sk.ofo_head).fin:
             tcp_fastopen_active_disable(e)
-    elif sk.syn_fastopen_ch and sk.rt != 0xffff:
+    elif sk.opt.syn_fastopen_ch and sk.rt != 0xffff:
         e.tfo_blackhole_times = 0
 
 

@@ -119,8 +119,8 @@ cdef inline int set_rcvlowat(engine_t* e, tcb_t* sk, int32_t v) noexcept nogil:
     cap = sk.rcvbuf >> 1 if sk.userlocks & SOCK_RCVBUF_LOCK else e.cfg.tcp_rmem_max >> 1
     if v > cap:
         v = <int32_t> cap
-    sk.rcvlowat = v if v else 1
-    if <int32_t> (sk.rcv_nxt - sk.copied_seq) >= sk.rcvlowat and sk.rq_head:
+    sk_opt(e, sk).rcvlowat = v if v else 1
+    if <int32_t> (sk.rcv_nxt - sk.copied_seq) >= sk.opt.rcvlowat and sk.rq_head:
         sk_data_ready(e, sk)
     if sk.userlocks & SOCK_RCVBUF_LOCK:
         return 0
@@ -281,7 +281,7 @@ cdef inline int get_sol_socket(engine_t* e, tcb_t* sk, int name, uint8_t* out, u
         memcpy(out, pair, n[0])
         return 0
     elif name == 18:
-        v = sk.rcvlowat
+        v = sk.opt.rcvlowat
     elif name == 19:
         v = 1
     elif name == 20 or name == 66:
@@ -374,7 +374,7 @@ cdef inline int set_sol_ip(engine_t* e, tcb_t* sk, int name, const uint8_t* val,
     elif name == 21:                                # IP_MINTTL
         if n < 1 or v < 0 or v > 255:
             return -E_INVAL
-        sk.min_ttl = <uint8_t> v
+        sk_opt(e, sk).min_ttl = <uint8_t> v
     elif name in (6, 7, 8, 12, 19, 22, 23, 24, 33, 34, 50):
         return 0                                    # accepted, no effect on TCP here
     else:
@@ -401,7 +401,7 @@ cdef inline int get_sol_ip(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint3
     elif name == 15:
         v = (sk.sflags & SF_FREEBIND) != 0
     elif name == 21:
-        v = sk.min_ttl
+        v = sk.opt.min_ttl
     elif name == 4:                                 # IP_OPTIONS: none
         n[0] = 0
         return 0
@@ -531,7 +531,7 @@ cdef inline int set_small_tcp(engine_t* e, tcb_t* sk, int name, int32_t v) noexc
     if name == 2:                                   # TCP_MAXSEG
         if v and (v < 88 or v > 32767):
             return -E_INVAL
-        sk.user_mss = <uint32_t> v
+        sk_opt(e, sk).user_mss = <uint32_t> v
     elif name == 5:                                 # TCP_KEEPINTVL
         if v < 1 or v > 32767:
             return -E_INVAL
@@ -626,7 +626,7 @@ cdef inline int set_sol_tcp(engine_t* e, tcb_t* sk, int name, const uint8_t* val
     if name == 23:
         return set_fastopen(e, sk, v)
     if name == 25:                                  # TCP_NOTSENT_LOWAT
-        sk.notsent_lowat = <uint32_t> v
+        sk_opt(e, sk).notsent_lowat = <uint32_t> v
         if sk.sflags & SF_NOSPACE and sk_stream_is_writeable(e, sk):
             sk.sflags &= ~<uint32_t> SF_NOSPACE
             sk_write_space(e, sk)
@@ -708,8 +708,8 @@ cdef inline int get_sol_tcp(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint
         v = (sk.nonagle & TCP_NAGLE_OFF) != 0
     elif name == 2:
         v = sk.mss_cache
-        if sk.user_mss and (sk.state == TCP_CLOSE or sk.state == TCP_LISTEN):
-            v = sk.user_mss
+        if sk.opt.user_mss and (sk.state == TCP_CLOSE or sk.state == TCP_LISTEN):
+            v = sk.opt.user_mss
     elif name == 3:
         v = (sk.nonagle & TCP_NAGLE_CORK) != 0
     elif name == 4:
@@ -741,7 +741,7 @@ cdef inline int get_sol_tcp(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint
     elif name == 24:                                # TCP_TIMESTAMP
         v = <int32_t> (<uint32_t> (e.now // 1000000) + sk.ts_offset)
     elif name == 25:
-        v = sk.notsent_lowat
+        v = sk.opt.notsent_lowat
     elif name == 27:
         v = sk.opt.save_syn
     elif name == 30:

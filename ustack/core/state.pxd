@@ -27,6 +27,7 @@ cdef enum:
     FRAG_HASH = 64
     PORT_PERTURB = 256
     ACK_BATCH = 256             # sockets whose ACKs wait for the end of a batch of packets
+    RINGS_KEPT = 128
     RTF_LOCAL = 1               # route types, as the destination of a packet of ours or of an incoming one
     RTF_UNICAST = 2
     RTF_BROADCAST = 3
@@ -247,6 +248,12 @@ cdef struct engine_t:
     uint8_t ack_batching
     uint32_t n_acks
     idx_t acks[ACK_BATCH]
+    # sockets whose empty rings have not been given back yet: a queue of kept_n, the next place is kept_at (modulo RINGS_KEPT, a power of two)
+    idx_t kept[RINGS_KEPT]
+    uint32_t kept_size[RINGS_KEPT]
+    uint32_t kept_at
+    uint32_t kept_n
+    uint32_t kept_bytes
     # out: what happened
     idx_t ready                 # sockets with wake-ups the driver has not looked at
     uint32_t n_services         # listeners that the engine serves itself: 0 costs one branch

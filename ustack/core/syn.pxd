@@ -36,8 +36,8 @@ cdef inline void connect_init_route(engine_t* e, tcb_t* sk) noexcept nogil:
     """What the route decides: MSS, congestion control, window."""
     cdef const route_t* rt = sk_rt(e, sk)
     sk.tcp_header_len = TCP_HLEN + (TCPOLEN_TSTAMP_ALIGNED if e.cfg.tcp_timestamps else 0)
-    if sk.user_mss:
-        sk.mss_clamp = sk.user_mss
+    if sk.opt.user_mss:
+        sk.mss_clamp = sk.opt.user_mss
     sk.max_window = 0
     tcp_mtup_init(e, sk)
     tcp_sync_mss(e, sk, route_mtu(e, sk))

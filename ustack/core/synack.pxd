@@ -82,7 +82,7 @@ cdef inline uint32_t req_window_clamp(engine_t* e, const req_t* rq) noexcept nog
 
 cdef inline uint32_t synack_mss(tcb_t* sk, uint32_t advmss) noexcept nogil:
     # tcp_mss_clamp (facts C7)
-    return sk.user_mss if sk.user_mss != 0 and sk.user_mss < advmss else advmss
+    return sk.opt.user_mss if sk.opt.user_mss != 0 and sk.opt.user_mss < advmss else advmss
 
 
 cdef inline void req_init_window(engine_t* e, tcb_t* lsk, req_t* rq, const route_result_t* rt, uint32_t mss, uint32_t rwnd_init) noexcept nogil:

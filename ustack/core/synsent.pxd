@@ -28,7 +28,7 @@ from ustack.core.sack cimport FLAG_SLOWPATH
 from ustack.core.sendq cimport sq_rtx_head, sq_rtx_next
 from ustack.core.seqno cimport after, between, u32_min
 from ustack.core.sock cimport (
-    sk_reset_delack, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_clock_ms, tcp_reset_xmit_timer,
+    sk_los, sk_opt, sk_reset_delack, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_clock_ms, tcp_reset_xmit_timer,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
@@ -53,8 +53,8 @@ cdef inline void synsent_options_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nog
         s.opts &= OPT_TS
     if s.opts & OPT_MSS:
         sk.mss_clamp = s.mss
-        if sk.user_mss and sk.user_mss < s.mss:
-            sk.mss_clamp = sk.user_mss
+        if sk.opt.user_mss and sk.opt.user_mss < s.mss:
+            sk.mss_clamp = sk.opt.user_mss
     if s.opts & OPT_WSCALE and e.cfg.tcp_window_scaling:
         sk.wscale_ok = 1
         sk.snd_wscale = s.wscale
@@ -91,16 +91,16 @@ cdef inline bint tcp_rcv_fastopen_synack(engine_t* e, tcb_t* sk, const seg_t* s)
     cdef bint got = (s.opts & OPT_FASTOPEN) != 0
     cdef bint syn_drop = False
     cdef uint8_t try_exp = 0
-    cdef uint16_t mss = s.mss if s.opts & OPT_MSS else (0 if sk.mss_clamp == sk.user_mss else sk.mss_clamp)
+    cdef uint16_t mss = s.mss if s.opts & OPT_MSS else (0 if sk.mss_clamp == sk.opt.user_mss else sk.mss_clamp)
     if not sk.syn_fastopen:
         got = False
-    elif sk.total_retrans:
+    elif sk.los.total_retrans:
         syn_drop = not got and data != 0
     elif not got and not sk.syn_data:
-        try_exp = 2 if sk.syn_fastopen_exp else 1
+        try_exp = 2 if sk.opt.syn_fastopen_exp else 1
     tcp_fastopen_cache_set(e, sk, mss, s.fo_cookie, s.fo_len if got else 0, (s.opts & OPT_FO_EXP) != 0, syn_drop, try_exp)
     if data:
-        sk.fo_client_fail = TFO_SYN_RETRANSMITTED if sk.total_retrans else TFO_DATA_NOT_ACKED
+        sk_opt(e, sk).fo_client_fail = TFO_SYN_RETRANSMITTED if sk.los.total_retrans else TFO_DATA_NOT_ACKED
         i = data
         while i:
             tcp_mark_skb_lost(e, sk, i)
@@ -244,5 +244,5 @@ cdef inline int tcp_rcv_synsent(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil
     if reason > 0:
         synsent_undo_(sk, saved_clamp)
         if not reason & SYNSENT_RESET:
-            sk.drops += 1
+            sk_los(e, sk).drops += 1
     return reason

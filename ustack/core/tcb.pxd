@@ -118,7 +118,7 @@ cdef enum:
 
 cdef struct skopt_t:            # slot 0 of its pool holds the defaults (sock.pxd: skopt_defaults)
     idx_t idx                   # own index, 0 in the defaults
-    # inherited from a listener, up to thin_lto
+    # inherited from a listener, up to notsent_lowat
     uint32_t uid
     ns_t rcvtimeo               # NS_NEVER = block forever
     ns_t sndtimeo
@@ -137,6 +137,10 @@ cdef struct skopt_t:            # slot 0 of its pool holds the defaults (sock.px
     uint8_t save_syn
     uint8_t syn_retries         # TCP_SYNCNT
     uint8_t thin_lto            # TCP_THIN_LINEAR_TIMEOUTS
+    uint8_t min_ttl
+    uint16_t user_mss           # TCP_MAXSEG, 0 = none
+    int32_t rcvlowat
+    uint32_t notsent_lowat      # 0 = sysctl
     # the socket's own
     idx_t errq_head             # error queue (IP_RECVERR, timestamps): records of the ext pool
     idx_t errq_tail
@@ -147,19 +151,29 @@ cdef struct skopt_t:            # slot 0 of its pool holds the defaults (sock.px
     idx_t fo_keys               # TCP_FASTOPEN_KEY: ext record, fo_cookie = primary, saved_syn[:16] = backup if saved_syn_len
     uint32_t fo_qlen_set        # TCP_FASTOPEN value, already clamped to somaxconn; listen() copies it to the listener
     idx_t fo_listener           # listener of the Fast Open child in SYN_RECV
+    uint8_t syn_fastopen_exp
+    uint8_t fo_client_fail
+    uint8_t syn_fastopen_ch     # client: Fast Open again after a black hole: success clears the black-hole count
+    uint8_t is_tfo_child
 
 cdef struct sklos_t:            # slot 0 of its pool is all zero
     idx_t idx                   # own index, 0 in slot 0
     idx_t sk                    # its socket
     tnode_t tm_pace
     tnode_t tm_compack
+    uint32_t drops              # sk_drops
+    uint32_t urg_seq
     # receiver of out-of-order data
+    idx_t ofo_tail
+    idx_t ofo_root              # search tree over the out-of-order list (ofotree.pxd)
     sackblk_t duplicate_sack
     sackblk_t selective_acks[4]
     uint32_t compressed_ack_rcv_nxt
     uint32_t rcv_ooopack
     ns_t last_oow_ack
     # sender
+    ns_t probes_tstamp          # zero-window probes since
+    uint32_t total_retrans
     sackblk_t recv_sack_cache[4]
     uint64_t bytes_retrans
     uint32_t dsack_dups
@@ -229,9 +243,9 @@ cdef struct tcb_t:
     int32_t fwd_alloc           # bytes reserved and not charged (skmem.pxd)
     uint32_t rcv_ring_span_end  # highest seq + 1 held in the ring
     int32_t rcvbuf
-    int32_t rcvlowat
     uint32_t window_clamp
     uint32_t rcv_ssthresh
+    uint32_t max_window
     # ---- 192
     uint64_t bytes_received
     uint32_t segs_in
@@ -326,7 +340,6 @@ cdef struct tcb_t:
     # congestion and recovery
     ns_t snd_cwnd_stamp
     ns_t retrans_stamp          # first retransmission of this episode; 0 = none
-    ns_t probes_tstamp
     uint32_t snd_cwnd_used
     uint32_t prior_cwnd
     uint32_t prior_ssthresh
@@ -339,7 +352,6 @@ cdef struct tcb_t:
     uint32_t tlp_high_seq
     idx_t highest_sack          # record just above the highest SACKed one
     idx_t retrans_hint          # retransmit_skb_hint
-    uint32_t total_retrans
     uint8_t tlp_retrans
     uint8_t is_sack_reneg
     uint8_t rack_reo_wnd_steps
@@ -364,12 +376,6 @@ cdef struct tcb_t:
     uint32_t irs
     uint32_t iss
     uint32_t snd_up             # urgent pointer
-    uint32_t max_window
-    uint32_t urg_seq
-    idx_t ofo_tail
-    idx_t ofo_root              # search tree over the out-of-order list (ofotree.pxd)
-    uint32_t notsent_lowat      # 0 = sysctl
-    uint32_t drops              # sk_drops
     uint32_t rt_gen             # engine.rt_gen when pmtu etc. were looked up
     uint32_t rcv_saddr          # address given to bind (0 = any)
     idx_t listener              # LISTEN: listener record. Child not yet accepted: its listener
@@ -382,18 +388,13 @@ cdef struct tcb_t:
     uint16_t wake_mask          # poll bits of the wake-ups since the driver looked
     int16_t sk_err
     int16_t sk_err_soft
-    uint16_t user_mss           # TCP_MAXSEG, 0 = none
-    uint8_t min_ttl
+    uint8_t rings_kept          # empty buffers stay for a while (sock.pxd: sk_rings_idle)
     uint8_t pmtudisc            # IP_PMTUDISC_*
     uint8_t defer_accept        # on a listener: D; on a client: as set
     uint8_t syn_data            # SYN carried data (client)
     uint8_t syn_fastopen        # client: cookie asked or sent / child: TFO
-    uint8_t syn_fastopen_exp
     uint8_t syn_data_acked
     uint8_t fastopen_connect    # TCP_FASTOPEN_CONNECT
     uint8_t fastopen_no_cookie
     uint8_t defer_connect
     uint8_t write_pending       # a blocked send waits for the handshake: its data will carry the ACK of the SYN-ACK
-    uint8_t fo_client_fail
-    uint8_t syn_fastopen_ch     # client: Fast Open again after a black hole: success clears the black-hole count
-    uint8_t is_tfo_child

@@ -85,10 +85,10 @@ cdef inline void tcp_get_info(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil
         options |= 16
     if sk.syn_data_acked:
         options |= 32
-    if sk.is_tfo_child:
+    if sk.opt.is_tfo_child:
         options |= 128
     p[5] = options
-    p[7] = sk.rate_app_limited | (sk.fo_client_fail << 1)
+    p[7] = sk.rate_app_limited | (sk.opt.fo_client_fail << 1)
     put_u32(p, 8, sk.rto // NS_PER_US)
     put_u32(p, 12, i64_min(sk.ato // NS_PER_US, sk.delack_max_us))
     put_u32(p, 16, sk.mss_cache)
@@ -108,7 +108,7 @@ cdef inline void tcp_get_info(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil
     put_u32(p, 84, sk.advmss)
     put_u32(p, 92, sk.rcvrtt_us >> 3)
     put_u32(p, 96, sk.rcvq_space)
-    put_u32(p, 100, sk.total_retrans)
+    put_u32(p, 100, sk.los.total_retrans)
     put_u64(p, 120, sk.bytes_acked)
     put_u64(p, 128, sk.bytes_received)
     put_u32(p, 136, sk.segs_out)
@@ -151,4 +151,4 @@ cdef inline void sk_get_meminfo(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nog
     if sk.state == TCP_LISTEN:
         put_u32(p, 32, lst_at(e, sk.listener).drops)
     else:
-        put_u32(p, 32, sk.drops)
+        put_u32(p, 32, sk.los.drops)

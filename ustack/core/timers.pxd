@@ -262,11 +262,12 @@ cdef inline void tcp_probe_timer(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef bint alive
     if sk.packets_out or sq_wq_empty(sk):
         sk.probes_out = 0
-        sk.probes_tstamp = 0
+        if sk.los.probes_tstamp:
+            sk_los(e, sk).probes_tstamp = 0
         return
-    if sk.probes_tstamp == 0:
-        sk.probes_tstamp = e.now if e.now else 1
-    elif sk.opt.user_timeout_ms and e.now - sk.probes_tstamp >= <ns_t> sk.opt.user_timeout_ms * NS_PER_MS:
+    if sk.los.probes_tstamp == 0:
+        sk_los(e, sk).probes_tstamp = e.now if e.now else 1
+    elif sk.opt.user_timeout_ms and e.now - sk.los.probes_tstamp >= <ns_t> sk.opt.user_timeout_ms * NS_PER_MS:
         tcp_write_err(e, sk)
         return
     if sk.sflags & SF_DEAD:

@@ -178,7 +178,6 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.backoff = 0
     sk.snd_cwnd = TCP_INIT_CWND
     sk.probes_out = 0
-    sk.probes_tstamp = 0
     sk.rto = NS_PER_SEC
     sk.rto_min_us = <uint32_t> e.cfg.tcp_rto_min_us
     sk.snd_ssthresh = TCP_INFINITE_SSTHRESH
@@ -192,7 +191,6 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.ca_initialized = 0
     sk.ca_state = 0
     sk.is_sack_reneg = 0
-    sk.total_retrans = 0
     sk.retransmits = 0
     sk.retrans_stamp = 0
     sk.undo_marker = 0
@@ -458,7 +456,7 @@ cdef inline bint tcp_stream_is_readable(engine_t* e, tcb_t* sk, int32_t target) 
 cdef inline uint32_t user_poll(engine_t* e, tcb_t* sk) noexcept nogil:
     """tcp_poll's mask (facts G4, G8)."""
     cdef uint32_t mask = 0
-    cdef int32_t target = sk.rcvlowat
+    cdef int32_t target = sk.opt.rcvlowat
     cdef listener_t* l
     if sk.state == TCP_LISTEN:
         l = lst_at(e, sk.listener)
@@ -468,7 +466,7 @@ cdef inline uint32_t user_poll(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.shutdown & RCV_SHUTDOWN:
         mask |= POLLIN | POLLRDNORM | POLLRDHUP
     if sk.state != TCP_SYN_SENT and (sk.state != TCP_SYN_RECV or sk.fastopen_rsk):
-        if sk.urg_state and sk.urg_seq == sk.copied_seq and not sk.sflags & SF_URGINLINE:
+        if sk.urg_state and sk.los.urg_seq == sk.copied_seq and not sk.sflags & SF_URGINLINE:
             target += 1
         if tcp_stream_is_readable(e, sk, target):
             mask |= POLLIN | POLLRDNORM
@@ -491,7 +489,7 @@ cdef inline uint32_t user_poll(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline int64_t user_ioctl(engine_t* e, tcb_t* sk, uint32_t request) noexcept nogil:
     """tcp_ioctl: the value, or -errno."""
     if request == SIOCATMARK:
-        return 1 if sk.urg_state and sk.urg_seq == sk.copied_seq else 0
+        return 1 if sk.urg_state and sk.los.urg_seq == sk.copied_seq else 0
     if sk.state == TCP_LISTEN:
         return -E_INVAL
     if request == SIOCINQ:

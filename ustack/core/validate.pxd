@@ -131,9 +131,9 @@ cdef inline void tcp_send_dupack(engine_t* e, tcb_t* sk, const seg_t* s) noexcep
     tcp_send_ack(e, sk)
 
 
-cdef inline int sk_drop_(tcb_t* sk, int reason) noexcept nogil:
+cdef inline int sk_drop_(engine_t* e, tcb_t* sk, int reason) noexcept nogil:
     # Counted for the socket too (ss -m "d").
-    sk.drops += 1
+    sk_los(e, sk).drops += 1
     return reason
 
 
@@ -142,7 +142,7 @@ cdef inline int syn_challenge_(engine_t* e, tcb_t* sk, bint syn_inerr) noexcept 
         mib_inc(&e.stats, MIB_TcpInErrs)
     mib_inc(&e.stats, MIB_TcpExtTCPSYNChallenge)
     tcp_send_challenge_ack(e, sk)
-    return sk_drop_(sk, DROP_TCP_INVALID_SYN)
+    return sk_drop_(e, sk, DROP_TCP_INVALID_SYN)
 
 
 cdef inline int do_reset_(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -153,25 +153,25 @@ cdef inline int do_reset_(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline int paws_fail_(engine_t* e, tcb_t* sk, const seg_t* s, int reason) noexcept nogil:
     if reason == DROP_TCP_RFC7323_PAWS_ACK:
         mib_inc(&e.stats, MIB_TcpExtPAWSOldAck)
-        return sk_drop_(sk, reason)
+        return sk_drop_(e, sk, reason)
     mib_inc(&e.stats, MIB_TcpExtPAWSEstab)
     if not tcp_oow_rate_limited(e, s, MIB_TcpExtTCPACKSkippedPAWS, &sk_los(e, sk).last_oow_ack):
         tcp_send_dupack(e, sk, s)
-    return sk_drop_(sk, reason)
+    return sk_drop_(e, sk, reason)
 
 
 cdef inline int sequence_fail_(engine_t* e, tcb_t* sk, const seg_t* s, int reason, bint syn_inerr) noexcept nogil:
     if s.flags & TH_RST:
         if tcp_reset_check(sk, s):
             return do_reset_(e, sk)
-        return sk_drop_(sk, reason)
+        return sk_drop_(e, sk, reason)
     if s.flags & TH_SYN:
         return syn_challenge_(e, sk, syn_inerr)
     if reason != DROP_TCP_OLD_SEQUENCE:
         mib_inc(&e.stats, MIB_TcpExtBeyondWindow)
     if not tcp_oow_rate_limited(e, s, MIB_TcpExtTCPACKSkippedSeq, &sk_los(e, sk).last_oow_ack):
         tcp_send_dupack(e, sk, s)
-    return sk_drop_(sk, reason)
+    return sk_drop_(e, sk, reason)
 
 
 cdef inline int rst_in_window_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
@@ -180,7 +180,7 @@ cdef inline int rst_in_window_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     if sk.syn_fastopen and sk.data_segs_in == 0 and sk.state == TCP_ESTABLISHED:
         tcp_fastopen_active_disable(e)
     tcp_send_challenge_ack(e, sk)
-    return sk_drop_(sk, DROP_TCP_RESET)
+    return sk_drop_(e, sk, DROP_TCP_RESET)
 
 
 cdef inline bint syn_crossed_(const tcb_t* sk, const seg_t* s) noexcept nogil:

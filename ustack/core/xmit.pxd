@@ -25,7 +25,7 @@ from ustack.core.route cimport RT_LOCAL, sk_advmss, sk_dont_fragment, sk_route, 
 from ustack.core.sendq cimport sq_ts_to_tail, sr_payload_seq, tcp_packets_in_flight, tcp_urg_mode, tcp_wnd_end
 from ustack.core.seqno cimport after, before, u32_min
 from ustack.core.sock cimport (
-    ext_at, jiffies_up, sk_clear_delack, sk_compack_id, sk_fport, sk_los, sk_lport, sk_pace_id, sr_at, tcp_reset_xmit_timer,
+    ext_at, jiffies_up, sk_clear_delack, sk_compack_id, sk_fport, sk_los, sk_lport, sk_opt, sk_pace_id, sr_at, tcp_reset_xmit_timer,
 )
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport (
@@ -132,7 +132,7 @@ cdef inline uint32_t tcp_syn_options(engine_t* e, tcb_t* sk, ns_t stamp, uint8_t
         if fo.fo_len != FO_NO_OPTION and n + wire_opt_fastopen_len(fo.fo_len, fo.fo_exp) <= MAX_TCP_OPTION_SPACE:
             n += wire_opt_fastopen(p + n, fo.fo_cookie, fo.fo_len, fo.fo_exp)
             sk.syn_fastopen = 1
-            sk.syn_fastopen_exp = 1 if fo.fo_exp else 0
+            sk_opt(e, sk).syn_fastopen_exp = 1 if fo.fo_exp else 0
     return n
 
 
