@@ -128,7 +128,8 @@ cdef class RcvBed:
     def vars(self):
         cdef tcb_t* k = self.sk
         return {"state": k.state, "rcv_nxt": k.rcv_nxt - <uint32_t> RCV_PEER_ISN, "copied_seq": k.copied_seq - <uint32_t> RCV_PEER_ISN,
-                "rmem_alloc": k.rmem_alloc, "fwd_alloc": k.fwd_alloc, "rcvbuf": k.rcvbuf, "ring": k.rcv.size if k.rq_head or k.ofo_head or not k.rings_kept else 0, "rcv_wnd": k.rcv_wnd,
+                "rmem_alloc": k.rmem_alloc, "fwd_alloc": k.fwd_alloc, "rcvbuf": k.rcvbuf, "rcv_wnd": k.rcv_wnd,
+                "ring": k.rcv.size if k.rq_head or k.ofo_head or not k.rings_kept else 0,
                 "rcv_ssthresh": k.rcv_ssthresh, "window_clamp": k.window_clamp, "scaling_ratio": k.scaling_ratio,
                 "rcv_mss": k.rcv_mss, "quick": k.ack_quick, "ato": k.ato, "pred_flags": k.pred_flags, "urg_state": k.urg_state,
                 "rcvq_space": k.rcvq_space, "rcvrtt_us": k.rcvrtt_us, "num_sacks": k.num_sacks}

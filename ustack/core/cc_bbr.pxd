@@ -3,7 +3,7 @@
 # draft-cardwell-iccrg-bbr-congestion-control-00; Linux counterpart: tcp_bbr.c. A model of the path (windowed maximum of the delivery
 # rate, windowed minimum of the RTT) sets the pacing rate and the window; loss does so only through the policer estimate and one
 # round of packet conservation. Rates are packets per microsecond << 24, gains are << 8. Paces by itself: cc sets
-# tcb.pacing_needed. Private state fills tcb.ca_priv; times are ticks (tcp_jiffies32) or microseconds.
+# tcb.pacing_needed. Private state is a record of its own (sock.sk_ca); times are ticks (tcp_jiffies32) or microseconds.
 
 from libc.string cimport memset
 
