@@ -27,7 +27,7 @@ def test_a_listener_counts_what_it_decides_and_nothing_else():
         assert t.stack.drops(t.listener) == mine
         assert t.stack.drops(other) == {}
         assert t.stack.drops() == mine | {"NO_SOCKET": 1, "PKT_TOO_SMALL": 1} or t.stack.drops() == mine | {"NO_SOCKET": 1, "IP_INHDR": 1}
-        rows = {row["lport"]: row for row in t.stack._dump() if row["kind"] == "listen"}
+        rows = {row["lport"]: row for row in t.stack.dump() if row["kind"] == "listen"}
         assert rows[80]["drop_reasons"] == mine and rows[81]["drop_reasons"] == {}
         other.close()
 

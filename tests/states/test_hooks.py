@@ -306,7 +306,7 @@ def test_a_chosen_timeout_does_not_spoil_the_handshakes_times():
         packet = answer(t)
         t.advance(2 * SECOND)
         t.line(f"2.5 < . 1 ack ={packet[TCP].seq + 1} win 512")
-        row = next(r for r in t.stack._dump() if r["kind"] == "sock")
+        row = next(r for r in t.stack.dump() if r["kind"] == "sock")
         assert int.from_bytes(row["info"][68:72], "little") == 2_500_000, "srtt is the time since the only SYN-ACK"
 
 
