@@ -267,7 +267,7 @@ class Established(_Connection):
     """The handshake is over: a passive connection is still in SYN_RECV. "reset": a passive one is refused, and never accepted. Beside an
     engine thread it is asked at the third ACK, and the socket (handle) does not exist yet; active connections are not asked there."""
 
-    VERDICTS: ClassVar[dict[str, int]] = {"reset": _RESET, "drop": _DROP}
+    VERDICTS: ClassVar[dict[str, int]] = {"reset": _RESET}
     passive: bool
 
 

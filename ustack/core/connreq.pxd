@@ -359,26 +359,30 @@ cdef inline int conn_request_(engine_t* e, tcb_t* lsk, const seg_t* s, uint32_t 
     return reason
 
 
-cdef inline int conn_request_hooked_(engine_t* e, tcb_t* lsk, const seg_t* s, uint32_t tw_isn) noexcept nogil:
-    cdef hook_syn_t hk
-    listenhook_syn(e, lsk.listener, s, tw_isn != 0, &hk)
+cdef inline bint hook_syn_ask_(engine_t* e, idx_t li, const seg_t* s, bint time_wait, hook_syn_t* hk) noexcept nogil:
+    # False: the hook drops the SYN.
+    listenhook_syn(e, li, s, time_wait, hk)
     if hk.set & SYN_EVICT:
-        hook_evict_(e, lsk.listener, s, &hk)
+        hook_evict_(e, li, s, hk)
     if hk.verdict == HOOK_DROP:
-        listen_drop(e, lsk.listener)
-        return DROP_HOOK
-    return conn_request_(e, lsk, s, tw_isn, &hk)
+        listen_drop(e, li)
+        return False
+    return True
 
 
 cdef inline int conn_request(engine_t* e, tcb_t* lsk, const seg_t* s, uint32_t tw_isn) noexcept nogil:
     # tcp_v4_conn_request: a SYN without FIN, RST, ACK; its options are parsed. tw_isn: it comes out of TIME_WAIT, 0 = it does not.
+    cdef hook_syn_t hk
+    cdef hook_syn_t* chosen = NULL
     lst_at(e, lsk.listener).n_syn += 1
     if ipv4_is_multicast(s.dst) or is_broadcast(e, s.dst):
         listen_drop(e, lsk.listener)
         return DROP_TCP_LISTEN_BCAST
     if hooked(e.hooks):
-        return conn_request_hooked_(e, lsk, s, tw_isn)
-    return conn_request_(e, lsk, s, tw_isn, NULL)
+        if not hook_syn_ask_(e, lsk.listener, s, tw_isn != 0, &hk):
+            return DROP_HOOK
+        chosen = &hk
+    return conn_request_(e, lsk, s, tw_isn, chosen)
 
 
 # ---- the ACK that returns a cookie (facts F5-F13) ------------------------------------------------------------------------------------
