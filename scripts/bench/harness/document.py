@@ -42,7 +42,7 @@ def must(results: dict[str, Any]) -> str:
     body = []
     for row in results["rows"].values():
         f = row["figures"]
-        if "ustack" not in f or not {"limit", "kernel"} & set(f):
+        if "ustack" not in f or not ({"limit", "kernel"} & set(f) or row["most"] is not None):
             continue
         cells = [row["title"] + (f", {row['unit']}" if row["unit"] else "")]
         cells += [figure(f[name]["median"]) if name in f else "" for name in ("limit", "kernel", "ustack")]

@@ -147,21 +147,25 @@ class Ustack(Peer):
     """ustack on TUN: `ustack serve inetd`, the services built into the engine."""
 
     name, title = "ustack", "ustack"
-    modes = ("tcp", "spin", "cookies", "queue", "many", "python", "memory")
+    modes = ("tcp", "spin", "cookies", "queue", "many", "core", "python", "memory")
     SPIN_US = 100_000
 
     def build(self) -> None:
         if self.machine.ustack is None:
             self.machine.ustack = build.ustack()
+        where = subprocess.run([sys.executable, "-P", "-c", "import ustack._fastpath as f; print(f.__file__)"], capture_output=True, text=True,
+                               env={**os.environ, **self.env()}).stdout.strip()
+        if not where or self.machine.ustack.resolve() not in Path(where).resolve().parents:
+            raise build.Broken(f"ustack is imported from {where or 'nowhere'}, not from {self.machine.ustack}")
 
     def env(self) -> Mapping[str, str]:
-        return {"PYTHONPATH": str(self.machine.ustack)}
+        return {"PYTHONPATH": str(self.machine.ustack and self.machine.ustack.resolve())}
 
     def command(self, mode: str) -> list[str]:
         address = net.SERVER + net.PREFIX
         if mode == "python":
             return self.pinned(sys.executable, str(build.BENCH / "pyserver"), "ustack", "--address", address, "--tun", "tun0")
-        words = [sys.executable, "-m", "ustack", "serve", "inetd", "--tun", "tun0", "--address", address, "--ready-fd", "1", "-q",
+        words = [sys.executable, "-P", "-m", "ustack", "serve", "inetd", "--tun", "tun0", "--address", address, "--ready-fd", "1", "-q",
                  "--name", self.stack_name()]
         many = mode in ("queue", "many", "memory")
         limit = 4194304 if many else 4096
@@ -173,7 +177,7 @@ class Ustack(Peer):
         return self.pinned(*words)
 
     def half_open(self, server: Server) -> int:
-        command = [sys.executable, "-m", "ustack", "nstat", "-a", "-j", "-s", "--name", self.stack_name()]
+        command = [sys.executable, "-P", "-m", "ustack", "nstat", "-a", "-j", "-s", "--name", self.stack_name()]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **self.env()}, check=True)
         counters = json.loads(done.stdout)["kernel"]
         return int(counters["TcpInSegs"] - counters.get("TcpExtListenDrops", 0))

@@ -7,8 +7,10 @@ NOISY the sample counts only if there are too few better ones), p50 and p99 in m
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -128,6 +130,17 @@ def take_many(peer: Peer, server: Server, plan: Plan) -> Sample:
     return out
 
 
+def take_core(peer: Peer, server: Server, plan: Plan) -> Sample:
+    """Without device and system calls: the core's CPU time per SYN on top of `plan.many` half-open connections; growth: against a thousand."""
+    assert peer.machine.ustack is not None
+    words = [sys.executable, str(build.BENCH / "syn"), "-j", "--repeat", "1", "--build", str(peer.machine.ustack.resolve()), str(FEW), str(plan.many)]
+    done = subprocess.run(["taskset", "-c", str(peer.machine.server_cpu), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{peer.name}: {done.stderr.strip()[-300:]}")
+    few, many = (json.loads(line) for line in done.stdout.splitlines())
+    return {"value": many["ns"], "few_ns": few["ns"], "growth": many["ns"] / few["ns"], "cookie_ns": many["cookie_ns"]}
+
+
 def take_beside_flood(peer: Peer, server: Server, plan: Plan) -> Sample:
     """connect() of an honest client, again and again, while a flood is answered by cookies: as fast as the server answers without the device's
     queue running over, since what is lost there never reaches it. Both share the client's core, so the honest client goes first there."""
@@ -226,6 +239,7 @@ ROWS: tuple[Row, ...] = (
     Row("syn-cookies", "SYNs answered with cookies", "SYN-ACK/s", take_flood, mode="cookies", to_limit=0.85, to_kernel=1.4),
     Row("syn-queue", "SYNs answered with request entries", "SYN-ACK/s", take_flood, mode="queue"),
     Row("syn-many", "SYNs answered, one million half-open", "SYN-ACK/s", take_many, mode="many", to_limit=0.75, rounds=3),
+    Row("syn-core", "CPU time of a SYN in memory, one million half-open", "ns", take_core, mode="core", better="less", most=250, rounds=3),
     Row("connect-1", "connections/s, one at a time", "1/s", load("connect"), keeps=True),
     Row("connect-64", "connections/s, 64 at a time", "1/s", load("connect", "-C", "64"), keeps=True, to_limit=0.8, to_kernel=1.6),
     Row("request-1", "requests/s, one connection", "1/s", load("request"), keeps=True),
