@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from ustack.core.types cimport (
     CSUM_NONE, CSUM_PARTIAL, CSUM_VERIFIED, E_AGAIN, E_BADF, E_INPROGRESS, E_INTR, E_INVAL, E_NETDOWN, E_NOBUFS,
@@ -19,7 +19,7 @@ from ustack.core.types cimport (
 from ustack.core.config cimport N_SYSCTLS, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
 from ustack.core.cc_bbr cimport bbr_get_info
-from ustack.core.ehash cimport ehash_lookup, ehash_walk_some
+from ustack.core.ehash cx
 from ustack.core.engine cimport (
     engine_batch, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
     engine_prefetch, engine_receive, engine_resume, engine_time, engine_tx_done,
@@ -50,6 +50,7 @@ from ustack.core.service cimport (
 from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
 from ustack.core.state cimport LOG_RING, engine_t, event_t, route_t
 from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
+from ustack.core.steer cimport STEER_NOBODY, steer_home, steer_packet
 from ustack.core.tcb cimport CC_BBR, SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, skopt_t, tcb_t
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
@@ -74,4 +75,5 @@ include "_border/control.pxi"
 include "_border/views.pxi"
 include "_border/impair.pxi"
 include "_border/device.pxi"
+include "_border/shards.pxi"
 include "_border/thread.pxi"

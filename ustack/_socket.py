@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ustack._shards import Twins
 from ustack._sockaux import Control, SocketIO, error_control, received_control
 from ustack.drivers.manual import WouldBlock
 from ustack.errors import failure
@@ -23,6 +24,7 @@ from ustack.errors import failure
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
+    from ustack._fastpath import Engine
     from ustack.drivers.base import Driver
     from ustack.stack import Stack
 
@@ -57,17 +59,19 @@ class Socket:
     type = _std.SOCK_STREAM
     proto = _std.IPPROTO_TCP
 
-    def __init__(self, stack: Stack, handle: int | None = None) -> None:
+    def __init__(self, stack: Stack, handle: int | None = None, shard: int = 0) -> None:
         self._stack = stack
-        self._driver: Driver = stack._driver
-        self._engine = stack.engine
-        self._handle = stack.engine.socket() if handle is None else handle
+        self._driver: Driver = stack.drivers[shard]
+        self._engine = stack.engines[shard]
+        self._handle = self._engine.socket() if handle is None else handle
         self._timeout: float | None = stack.default_timeout
         self._closed = False
         self._io_refs = 0
         self._close_later = False
         self._fd: Any = None
         self._defers = False  # TCP_FASTOPEN_CONNECT: connect() may have left the SYN to the first send
+        self._twins: Twins | None = None  # a listener of a stack with several queues
+        self._options: list[tuple[int, int, Any]] | None = [] if handle is None and len(stack.engines) > 1 else None
         stack._register(self)
 
     # ---- plumbing ----------------------------------------------------------------------------------------------------------
@@ -111,10 +115,28 @@ class Socket:
         """Listen, or change the limit of a listener. The accept queue holds backlog + 1 (facts A6); -1 means somaxconn."""
         self._driver.before_call()
         self._engine.listen(self.handle, backlog)
+        if self._options is not None:
+            if self._twins is None:
+                self._twins = Twins(self, self._options)
+            self._twins.listen(backlog)
         self._driver.kick()
+
+    def places(self) -> list[tuple[Engine, int]]:
+        """Where the socket is: (engine, handle); a listener of a stack with several queues has one on each."""
+        return [(self._engine, self.handle)] if self._twins is None else self._twins.places
+
+    def serve(self, kind: str | None) -> None:
+        """Let the engine serve this listener's connections: "echo", "discard", "chargen", "http"; None: the program does."""
+        if self._twins is not None:
+            self._twins.serve(kind)
+        else:
+            self._engine.set_service(self.handle, kind)
 
     def accept(self) -> tuple[Socket, Address]:
         """The oldest connection in the accept queue and the peer's address."""
+        if self._twins is not None:
+            shard, child, peer = self._twins.accept(self)
+            return Socket(self._stack, child, shard), peer
         self._driver.before_call()
         try:
             handle, peer = self._engine.accept(self.handle)
@@ -189,8 +211,11 @@ class Socket:
         handle = self._handle
         self._closed = True
         self._stack._forget(self)
+        if self._twins is not None:
+            self._twins.close()
+            self._fd = None
         if self._fd is not None:
-            self._stack._drop_fd(handle)
+            self._driver.drop_fd(handle)
             self._fd = None
         started = False
         left = 0
@@ -554,6 +579,10 @@ class Socket:
         self._driver.before_call()
         try:
             self._engine.setsockopt(self.handle, level, optname, value)
+            if self._twins is not None:
+                self._twins.setsockopt(level, optname, value)
+            elif self._options is not None:
+                self._options.append((level, optname, value))
             if (level, optname) == (_std.IPPROTO_TCP, TCP_FASTOPEN_CONNECT):
                 self._defers = True
             if (level, optname) == (_std.SOL_SOCKET, _std.SO_RCVLOWAT):
@@ -578,7 +607,7 @@ class Socket:
     def poll(self) -> int:
         """The poll mask now, in Linux's bits (IN 1, PRI 2, OUT 4, ERR 8, HUP 0x10, RDNORM 0x40, WRNORM 0x100, RDHUP 0x2000)."""
         self._driver.before_call()
-        return self._engine.poll_mask(self.handle)
+        return self._engine.poll_mask(self.handle) if self._twins is None else self._twins.poll_mask()
 
     def wakeups(self) -> int:
         """The poll bits of all wake-ups since this was last asked (manual driver): what an EPOLLET watch goes by."""
@@ -593,7 +622,7 @@ class Socket:
         if self._closed:
             return -1
         if self._fd is None:
-            self._fd = self._stack._make_fd(self._handle)
+            self._fd = self._driver.make_fd(self._handle) if self._twins is None else self._twins.fileno()
         return int(self._fd)
 
     def get_inheritable(self) -> bool:

@@ -19,9 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ustack import _fastpath
 from ustack.errors import failure
-from ustack.sysctl import canonical, sysctl_get, sysctl_names, sysctl_set
+from ustack.sysctl import canonical, sysctl_get, sysctl_names
 
 if TYPE_CHECKING:
     from ustack.stack import Stack
@@ -99,7 +98,7 @@ class ControlServer:
 
 
 def _set(stack: Stack, ask: dict[str, Any]) -> str:
-    sysctl_set(stack.engine, ask["name"], ask["value"])
+    stack.sysctl[ask["name"]] = ask["value"]
     if canonical(ask["name"]).startswith("net.ipv6."):
         return str(ask["value"])
     return sysctl_get(stack.engine, ask["name"])
@@ -128,7 +127,7 @@ _OPS: dict[str, Callable[[Stack, dict[str, Any]], Any]] = {
     "ss_summary": lambda stack, ask: stack.ss_text("-s"),
     "listeners": lambda stack, ask: [
         {k: v for k, v in row.items() if not isinstance(v, bytes)}
-        for row in _fastpath.dump(stack.engine) if row["kind"] == "listen"
+        for row in stack._dump() if row["kind"] == "listen"
     ],
     "requests": lambda stack, ask: stack.requests(),
     "nstat": lambda stack, ask: stack.nstat(zeros=True),

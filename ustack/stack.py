@@ -41,13 +41,19 @@ class Stack:
     sysctl   {"net.ipv4.tcp_syncookies": 2, ...}: the stack's own, by Linux names.
     seed     int or bytes: all randomness (ISN, cookies, ports, hash keys); default: os.urandom, or a constant in virtual time.
     clock    a VirtualClock for the manual driver. mtu: the link's, default 1500. ehash_entries: buckets of the connection table.
+    queues   engine threads, one per queue of the link (default: as many as the link has). Each is a stack of its own with the same keys
+             ("shard"): connections belong to the shard on whose queue they came, those the program opens to the first. Limits, accept
+             queues, caches and counters are per shard; a listener is one on each, accept() takes from any.
+    busy_poll_us  read on for so long after a packet before an engine thread sleeps, while packets come that close together.
+    parity   never share an ACK between the segments of a batch (on an engine thread; in virtual time nothing is ever shared).
     default_route  every unicast destination is reachable through the link; False: only prefixes of addresses and routes added.
     """
 
     def __init__(self, link: Link | None, address: str | Iterable[str], *, sysctl: Mapping[str, object] | None = None,
                  seed: int | bytes | None = None, name: str | None = None, clock: VirtualClock | None = None,
                  ehash_entries: int | None = None, mtu: int | None = None, wall_offset_ns: int | None = None,
-                 cookie_phase_ns: int = 0, default_route: bool = True, limits: Mapping[str, int] | None = None) -> None:
+                 cookie_phase_ns: int = 0, default_route: bool = True, limits: Mapping[str, int] | None = None,
+                 queues: int | None = None, busy_poll_us: float = 0, parity: bool = False) -> None:
         self.name = name or f"stack{next(_names)}"
         self.stopped = False
         self.default_timeout: float | None = None
@@ -66,17 +72,23 @@ class Stack:
             seed = os.urandom(32)
         if wall_offset_ns is None:
             wall_offset_ns = clock.wall if clock is not None else _wall_offset()
-        self.engine = _fastpath.Engine(
+        if queues is None:
+            queues = link.queues if link is not None and clock is None else 1
+        self.engines = [_fastpath.Engine(
             addresses, sysctl=sysctl, seed=seed, wall_offset_ns=wall_offset_ns, now=0 if clock is not None else time.monotonic_ns(),
             ehash_entries=ehash_entries or 0, mtu=mtu, cookie_phase_ns=cookie_phase_ns, default_route=default_route,
             limits=dict(limits) if limits else None,
-        )
-        self.sysctl = Sysctl(self.engine)
+        ) for _ in range(queues)]
+        self.engine = self.engines[0]
+        self.sysctl = Sysctl(*self.engines)
         self.link_device = link
-        self._driver: Driver
+        self.drivers: list[Driver]
+        self.shards: _fastpath.Shards | None = None
         if clock is not None:
+            if queues != 1:
+                raise ValueError("a stack in virtual time has one queue")
             self._by_hand = ManualDriver(self.engine, clock)
-            self._driver = self._by_hand
+            self.drivers = [self._by_hand]
             if link is not None:
                 link.attach_manual(self, self._by_hand)
         else:
@@ -84,8 +96,13 @@ class Stack:
                 raise ValueError("a stack without a VirtualClock needs a link: TunLink(name), RawLink(ifname), MemoryLink() ...")
             from ustack.drivers.threaded import ThreadedDriver
 
-            self._driver = ThreadedDriver(self, self.engine, link)
-        self._driver.start()
+            ports = link.open_queues(self, queues)
+            shards = self.shards = _fastpath.Shards(self.engines) if queues > 1 else None
+            self.drivers = [ThreadedDriver(self, engine, link, port, number=i, shards=shards, coalesce=not parity, busy_poll_us=busy_poll_us)
+                            for i, (engine, port) in enumerate(zip(self.engines, ports, strict=True))]
+        self._driver = self.drivers[0]
+        for driver in self.drivers:
+            driver.start()
         klog.hash_tables(self.engine)
 
     # ---- sockets -----------------------------------------------------------------------------------------------------------
@@ -132,19 +149,19 @@ class Stack:
     # ---- views -------------------------------------------------------------------------------------------------------------
     def nstat(self, zeros: bool = False) -> dict[str, int]:
         """The MIB counters by nstat's names, in the kernel's order; zeros on request."""
-        counters = _fastpath.counters(self.engine)
+        counters = _summed(_fastpath.counters(e) for e in self.engines)
         return counters if zeros else {k: v for k, v in counters.items() if v}
 
     def drops(self, listener: Socket | None = None) -> dict[str, int]:
         """Packets discarded, by reason (Linux's names where the kernel has one); of one listener: those it decided about."""
         if listener is None:
-            return _fastpath.drop_counters(self.engine)
-        return _fastpath.listener_drops(self.engine, listener.handle)
+            return _summed(_fastpath.drop_counters(e) for e in self.engines)
+        return _summed(_fastpath.listener_drops(engine, handle) for engine, handle in listener.places())
 
     def events(self, capacity: int = 65536) -> EventStream:
         """A stream of what happens from now on: drops, state changes, accept queues, retransmissions, log lines (ustack/events.py).
         Without one the engine keeps no events. capacity: how many may wait; the oldest are lost, and counted."""
-        return open_stream(self.engine, capacity)
+        return open_stream(self._alone("an event stream"), capacity)
 
     def ss(self, args: str | Sequence[str] = "-tan") -> list[dict[str, Any]]:
         """The rows of `ss ARGS`: {"state", "recvq", "sendq", "local", "peer", "info"}."""
@@ -198,27 +215,35 @@ class Stack:
         return rows
 
     def dump(self) -> list[dict[str, Any]]:
-        """Every listener, socket, half-open connection and TIME_WAIT record with its raw fields."""
-        self._driver.before_call()
-        return _fastpath.dump(self.engine)
+        """Every listener, socket, half-open connection and TIME_WAIT record with its raw fields; with several queues also "shard": (number, of)."""
+        found: list[dict[str, Any]] = []
+        for i, (driver, engine) in enumerate(zip(self.drivers, self.engines, strict=True)):
+            driver.before_call()
+            rows = _fastpath.dump(engine)
+            if len(self.engines) > 1:
+                for row in rows:
+                    row["shard"] = i, len(self.engines)
+            found += rows
+        return found
 
     def pools(self) -> dict[str, int]:
         """Objects in use per pool; what a leak check compares."""
-        return _fastpath.pool_usage(self.engine)
+        return _summed(_fastpath.pool_usage(e) for e in self.engines)
 
     # ---- hooks -------------------------------------------------------------------------------------------------------------
     def on(self, name: str, function: Callable[[Any], Any] | None = None) -> Any:
         """Call function(view) at the decision `name` (ustack/hooks.py, docs/hooks.md); returns a Hook with .remove(). Without a function: a
         decorator. ValueError for a hook that needs C beside an engine thread."""
-        return self.engine.on(name, function)
+        return self._alone("a hook").on(name, function)
 
     def set_hooks(self, capsule: object) -> None:
         """Install a C op-table (a PyCapsule of hooks_t, core/hooks.pxd), or None for none."""
-        self.engine.set_hooks(capsule)
+        self._alone("an op-table").set_hooks(capsule)
 
     def bring_notes(self) -> None:
         """Log lines, parked connections and late hooks: what the core leaves for Python. The driver's matter."""
-        klog.emit(self.engine)
+        for engine in self.engines:
+            klog.emit(engine)
         hooks = self.engine.hookset
         if hooks is not None and hooks.threaded:
             hooks.pump()
@@ -228,16 +253,19 @@ class Stack:
     def route(self, command: str) -> None:
         """Words of `ip route`: "add 198.51.100.0/24 dev tun0 advmss 700", "change ... mtu lock 1300", "del ..."."""
         op, fields = parse_route(command)
-        _fastpath.change_route(self.engine, op, fields)
+        for engine in self.engines:
+            _fastpath.change_route(engine, op, fields)
 
     def address(self, op: str, text: str) -> None:
         """Words of `ip addr`: address("add", "192.0.2.3/24 dev tun0"), address("del", ...)."""
         addr, plen = parse_address(text)
-        _fastpath.change_address(self.engine, op, addr, plen)
+        for engine in self.engines:
+            _fastpath.change_address(engine, op, addr, plen)
 
     def tcp_metrics_flush(self) -> None:
         """`ip tcp_metrics flush`."""
-        _fastpath.flush_metrics(self.engine)
+        for engine in self.engines:
+            _fastpath.flush_metrics(engine)
 
     def link(self, mtu: int | None = None, *, refuse: bool | None = None, super_segments: bool | None = None) -> None:
         """Words of `ip link set`: a new MTU takes effect at once, as on a device.
@@ -246,19 +274,23 @@ class Stack:
         super_segments  manual driver: hand out (time, packet, gso_size) as the core made them, uncut.
         """
         if mtu is not None:
-            _fastpath.set_mtu(self.engine, mtu)
+            for engine in self.engines:
+                _fastpath.set_mtu(engine, mtu)
         if refuse is not None:
-            _fastpath.set_refuse(self.engine, refuse)
+            for engine in self.engines:
+                _fastpath.set_refuse(engine, refuse)
         if super_segments is not None:
             self._manual().gso = super_segments
 
     def set_cookie_phase(self, phase_ns: int) -> None:
         """Shift the minutes in which SYN cookies age, in ns."""
-        _fastpath.set_cookie_phase(self.engine, phase_ns)
+        for engine in self.engines:
+            _fastpath.set_cookie_phase(engine, phase_ns)
 
     def set_tick_phase(self, phase_ns: int) -> None:
         """How long before virtual time 0 the last tick (4 ms) was, in ns: what CUBIC and BBR count in ticks depends on it."""
-        _fastpath.set_tick_phase(self.engine, phase_ns)
+        for engine in self.engines:
+            _fastpath.set_tick_phase(engine, phase_ns)
 
     # ---- the manual driver ---------------------------------------------------------------------------------------------------
     def _manual(self) -> ManualDriver:
@@ -297,13 +329,13 @@ class Stack:
 
     def lowat(self, sock: Socket) -> int:
         """SO_RCVLOWAT: what a blocking recv waits for."""
-        return int(struct.unpack("i", self.engine.getsockopt(sock.handle, 1, 18, 4))[0])
+        return int(struct.unpack("i", sock._engine.getsockopt(sock.handle, 1, 18, 4))[0])
 
-    def _make_fd(self, handle: int) -> int:
-        return self._driver.make_fd(handle)
-
-    def _drop_fd(self, handle: int) -> None:
-        self._driver.drop_fd(handle)
+    def _alone(self, what: str) -> _fastpath.Engine:
+        """The engine of a stack with one queue."""
+        if len(self.engines) > 1:
+            raise ValueError(f"{what} belongs to one engine: this stack has {len(self.engines)} queues")
+        return self.engine
 
     def _alive(self) -> None:
         if self.stopped:
@@ -315,7 +347,8 @@ class Stack:
         if self.stopped:
             return
         self.stopped = True
-        self._driver.stop()
+        for driver in self.drivers:
+            driver.stop()
         if self.engine.hookset is not None:
             self.engine.hookset.clear()
         if self.link_device is not None:
@@ -324,7 +357,7 @@ class Stack:
     close = stop
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        if getattr(self, "clock", None) is None and not getattr(self, "stopped", True) and hasattr(self, "_driver"):
+        if getattr(self, "clock", None) is None and not getattr(self, "stopped", True) and hasattr(self, "drivers"):
             _warn(f"unstopped {self!r}", ResourceWarning, source=self)
             with contextlib.suppress(Exception):
                 self.stop()
@@ -337,6 +370,15 @@ class Stack:
 
     def __repr__(self) -> str:
         return f"<ustack.Stack {self.name}{' (stopped)' if self.stopped else ''}>"
+
+
+def _summed(tables: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Counters of all shards together."""
+    total: dict[str, int] = {}
+    for table in tables:
+        for name, count in table.items():
+            total[name] = total.get(name, 0) + count
+    return total
 
 
 def _wall_offset() -> int:

@@ -164,14 +164,15 @@ def sysctl_names() -> list[str]:
 class Sysctl(MutableMapping[str, str]):
     """`stack.sysctl`: a mapping of Linux names to text."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, *engines: Engine) -> None:
+        self._engines = engines         # all alike; a write goes to each
 
     def __getitem__(self, name: str) -> str:
-        return sysctl_get(self._engine, name)
+        return sysctl_get(self._engines[0], name)
 
     def __setitem__(self, name: str, value: object) -> None:
-        sysctl_set(self._engine, name, value)
+        for engine in self._engines:
+            sysctl_set(engine, name, value)
 
     def __delitem__(self, name: str) -> None:
         raise failure(errno.EPERM, "sysctls cannot be deleted")

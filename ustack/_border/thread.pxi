@@ -44,6 +44,12 @@ cdef struct loop_t:
     uint8_t* scratch                    # of the built-in services
     bint coalesce                       # segments of a batch share an ACK
     int note                            # descriptor to write after the lock is given up, -1 = none
+    group_t* group                      # NULL: the only engine of its stack
+    msg_t* inbox                        # what other shards passed on to us
+    uint32_t wake                       # shards that we passed something to
+    ns_t busy                           # how long to read on after the last packet before sleeping, 0: not at all
+    ns_t last_rx                        # when the last packet came
+    bint lively                         # packets come so close together that reading on pays
     int stop
     uint64_t turns
     uint64_t sleeps
@@ -133,6 +139,22 @@ cdef ns_t stages_next(loop_t* l) noexcept nogil:
     return t
 
 
+cdef void receive_steered(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
+    """The packets of a shard: what others passed on, then the batch. Each goes to the engine or on to another shard."""
+    cdef engine_t* e = l.e
+    cdef msg_t* m
+    cdef rxpkt_t* r
+    cdef uint32_t i
+    while l.inbox != NULL:
+        m = l.inbox
+        l.inbox = m.next
+        l.wake |= shard_receive(l.group, e, m.data, m.len, m.csum, m.gso_size, m.asked, m.origin, m.settled, now)
+        free(m)
+    for i in range(n):
+        r = &l.dev.pkts[i]
+        l.wake |= shard_receive(l.group, e, r.p, r.len, r.csum, r.gso_size, 0, e.shard, False, now)
+
+
 cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept nogil:
     """Everything that happens under the lock."""
     cdef engine_t* e = l.e
@@ -150,9 +172,12 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
                 engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, False)
             for i in range(n):
                 engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, True)
-        for i in range(n):
-            r = &l.dev.pkts[i]
-            engine_receive(e, r.p, r.len, r.csum, r.gso_size, now)
+        if l.group != NULL:
+            receive_steered(l, n, now)
+        else:
+            for i in range(n):
+                r = &l.dev.pkts[i]
+                engine_receive(e, r.p, r.len, r.csum, r.gso_size, now)
     else:
         for i in range(l.n_late):
             engine_receive(e, l.late[i].data, l.late[i].len, l.late[i].csum, l.late[i].gso_size, now)
@@ -202,6 +227,29 @@ cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
         sys_read(l.s.wake_fd, &count, 8)
 
 
+cdef bint loop_has_work(loop_t* l, ns_t now) noexcept nogil:
+    """Without the lock: is there anything to do besides reading the link?"""
+    return (atomic_load(&l.stop) != 0 or now >= l.s.wake_at or ustack_peek(&l.e.tx_n) != 0 or ustack_peek(&l.e.ready) != 0
+            or (l.group != NULL and atomic_load(&l.group.inbox[l.e.shard].n) != 0))
+
+
+cdef uint32_t busy_poll(loop_t* l) noexcept nogil:
+    """Read on until a packet comes, there is other work, or the time is over; how many packets came. Only while packets come close
+    together: a link where the next one takes four times as long costs a sleep a packet, and no spinning."""
+    cdef ns_t now = clock_ns()
+    cdef uint32_t n = 0
+    while n == 0 and now - l.last_rx < l.busy and not loop_has_work(l, now):
+        cpu_relax()
+        n = dev_read_batch(&l.dev, l.e, now)
+        now = clock_ns()
+    return n
+
+
+cdef void note_arrival(loop_t* l, ns_t now) noexcept nogil:
+    l.lively = now - l.last_rx <= 4 * l.busy
+    l.last_rx = now
+
+
 cdef void loop_run(loop_t* l) noexcept nogil:
     """Until loop_t.stop; the last turn still writes what the engine has to say."""
     cdef ns_t now
@@ -215,17 +263,30 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         last = atomic_load(&l.stop) != 0
         now = clock_ns()
         n = dev_read_batch(&l.dev, l.e, now)
+        if l.busy:
+            if n == 0 and l.lively:
+                n = busy_poll(l)
+                now = clock_ns()
+            if n:
+                note_arrival(l, now)
         if n == BATCH:
             now = clock_ns()
         if l.n_stages:
             through_stages_in(l, n, now)
         # After packets the link is read once more before the sleep: while they were served the next ones came, and a read costs
         # less than a poll.
-        sleepy = n == 0 and not last and l.n_late < BATCH
+        if l.group != NULL:
+            l.inbox = inbox_take(&l.group.inbox[l.e.shard])
+        sleepy = n == 0 and l.inbox == NULL and not last and l.n_late < BATCH
+        if l.busy and l.lively and now - l.last_rx < l.busy:
+            sleepy = False              # there was other work; go on reading
         engine_turn(l, n, now, sleepy)
         l.turns += 1
         if l.note >= 0:
             fd_write(l.note, &one, 8)
+        if l.wake:
+            shards_wake(l.group, l.wake)
+            l.wake = 0
         if l.batch.n:
             write_batch(l, now)
         else:
@@ -235,6 +296,8 @@ cdef void loop_run(loop_t* l) noexcept nogil:
             mirror_sync(l.mirrors, l.e, l.s, l.touched, l.n_touched)
         if last:
             return
+        if sleepy and l.group != NULL and atomic_load(&l.group.inbox[l.e.shard].n):
+            atomic_swap(&l.s.sleeping, 0)       # a message came since we looked
         if sleepy and atomic_load(&l.s.sleeping):
             t = stages_next(l)
             sleep_until(l, l.s.wake_at if l.s.wake_at < t else t)
@@ -247,15 +310,18 @@ cdef class Loop:
     kind: "ip" (one IPv4 packet per read and write) or "ether" (Ethernet frames; mac, network and gateway are the link's).
     vnet: a virtio_net_hdr stands in front of each packet; gso: super-segments and open checksums may go out.
     stages: Impairments, the one next to the stack first. coalesce: the segments of a batch share an ACK; False: each gets its own,
-    as Linux without GRO.
+    as Linux without GRO. shards: the group that engine is one of. busy_poll_ns: read on for
+    so long after a packet before the thread sleeps.
     """
 
     cdef loop_t* l
     cdef readonly Engine engine
     cdef readonly tuple stages
+    cdef readonly Shards shards
 
     def __cinit__(self, Engine engine not None, int fd, int wake_fd, *, kind="ip", bint vnet=False, bint gso=False, mac=None,
-                  network=None, gateway=None, stages=(), bint coalesce=True):
+                  network=None, gateway=None, stages=(), bint coalesce=True, Shards shards=None,
+                  int64_t busy_poll_ns=0):
         cdef uint32_t i
         cdef bytes raw
         cdef Impairment one
@@ -294,6 +360,12 @@ cdef class Loop:
             i += 1
         self.l.n_stages = i
         self.l.coalesce = coalesce
+        self.l.busy = 0 if stages else busy_poll_ns     # impaired packets have times of their own
+        self.shards = shards
+        if shards is not None:
+            if stages:
+                raise ValueError("an impaired link has one queue")
+            self.l.group = shards.g
         self.l.scratch = <uint8_t*> malloc(SVC_CHUNK)
         if dev_init(&self.l.dev) < 0 or self.l.scratch == NULL:
             raise MemoryError
@@ -413,6 +485,47 @@ def block(Engine engine not None, uint64_t h, uint32_t events, deadline=None, bi
     state = unblock(engine, h, w, False, 0)
     sem_destroy(&sem)
     return state == WT_WOKEN
+
+
+def block_any(list places, uint32_t events, deadline=None):
+    """As an exclusive block() on several sockets, [(engine, handle), ...] of different engines: the number of one that woke us, -1 at
+    the deadline. What else woke meanwhile goes to the next caller in line."""
+    cdef sem_t sem
+    cdef ns_t t = NS_NEVER if deadline is None else deadline
+    cdef Engine engine
+    cdef tcb_t* sk
+    cdef int rc
+    cdef int woken = -1
+    cdef list waits = []
+    sem_init(&sem, 0, 0)
+    try:
+        for engine, h in places:
+            sk = engine._enter(h)
+            if not still_blocked(engine.e, sk, events):
+                release(engine.e, &engine.s)
+                woken = len(waits)
+                break
+            w = user_wait(engine.e, sk, events, True, NS_NEVER, &sem, 0)
+            release(engine.e, &engine.s)
+            if w == 0:
+                raise failure(E_NOBUFS, "too many blocked calls")
+            waits.append(w)
+        while woken < 0:
+            with nogil:
+                rc = wait_once(&sem, t)
+            if rc != E_INTR:
+                break
+            PyErr_CheckSignals()
+    except BaseException:
+        for (engine, h), w in zip(places, waits):
+            unblock(engine, h, w, True, events)
+        sem_destroy(&sem)
+        raise
+    for i, ((engine, h), w) in enumerate(zip(places, waits)):
+        if unblock(engine, h, w, woken >= 0, events) == WT_WOKEN and woken < 0:
+            woken = i
+    sem_destroy(&sem)
+    return woken
 
 
 cdef int unblock(Engine engine, uint64_t h, idx_t w, bint pass_on, uint32_t events):

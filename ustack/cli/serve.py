@@ -17,7 +17,7 @@ from .. import services
 from .._socket import Socket
 from ..control import ControlServer
 from ..links.base import Link
-from ..links.tun import TunLink
+from ..links.tun import MAX_QUEUES, TunLink
 from ..stack import Stack
 from . import INTERRUPTED, MACHINE
 
@@ -26,13 +26,15 @@ _PORTS = {"http": 80, "echo": 7, "discard": 9, "chargen": 19, "inetd": 0}
 
 def _built_in(stack: Stack, host: str, kind: str, backlog: int) -> Socket:
     sock = stack.create_server((host, _PORTS[kind]), backlog=backlog)
-    stack.engine.set_service(sock.handle, kind)
+    sock.serve(kind)
     return sock
 
 
-def _link(tun: str, raw: str | None) -> Link:
+def _link(tun: str, raw: str | None, queues: int) -> Link:
     if raw is None:
-        return TunLink(tun)
+        return TunLink(tun, queues=queues)
+    if queues != 1:
+        raise click.UsageError("--raw has one queue")
     from ..links.raw import RawLink
 
     return RawLink(raw)
@@ -49,14 +51,18 @@ def _link(tun: str, raw: str | None) -> Link:
 @click.option("--sysctl", "sysctls", metavar="KEY=VALUE", multiple=True, help="Set a sysctl of the stack. May be given again.")
 @click.option("--seed", help="Seed of all randomness (default: the system's).")
 @click.option("--mtu", type=click.IntRange(68, 65535), help="MTU (default: the device's).")
+@click.option("--queues", type=click.IntRange(1, MAX_QUEUES), default=1, show_default=True,
+              help="Queues of the TUN device, with an engine thread each.")
+@click.option("--busy-poll", "busy_poll", metavar="USEC", type=click.FloatRange(0), default=0, show_default=True,
+              help="Read on for so long after a packet before the engine thread sleeps.")
 @click.option("--name", help="Name of the stack for ss and nstat (default: the device's name).")
 @click.option("--uploads", is_flag=True, help="http: let PUT write files into DIRECTORY.")
 @click.option("--ready-fd", type=int, help="Write a newline to this descriptor when listening, and close it.")
 @click.option("-q", "quiet", is_flag=True, help="No line per request.")
 @click.pass_context
 def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, raw: str | None, address: str, port: int | None,
-          backlog: int, sysctls: tuple[str, ...], seed: str | None, mtu: int | None, name: str | None, uploads: bool,
-          ready_fd: int | None, quiet: bool) -> None:
+          backlog: int, sysctls: tuple[str, ...], seed: str | None, mtu: int | None, queues: int, busy_poll: float,
+          name: str | None, uploads: bool, ready_fd: int | None, quiet: bool) -> None:
     """Serve http (the files of DIRECTORY), echo, discard or chargen from ustack until interrupted.
 
     inetd serves ports 7, 9, 19 and 80 (echo, discard, chargen, a minimal HTTP responder) inside the engine, without Python."""
@@ -71,8 +77,9 @@ def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, ra
         settings[key] = value
     number = _PORTS[service] if port is None else port
     try:
-        link = _link(tun, raw)
-        stack = Stack(link, address, sysctl=settings, seed=seed.encode() if seed else None, mtu=mtu, name=name or raw or tun)
+        link = _link(tun, raw, queues)
+        stack = Stack(link, address, sysctl=settings, seed=seed.encode() if seed else None, mtu=mtu, name=name or raw or tun,
+                      busy_poll_us=busy_poll)
         host = address.partition("/")[0]
         if service == "inetd":
             built_in = [_built_in(stack, host, kind, backlog) for kind in ("echo", "discard", "chargen", "http")]

@@ -13,6 +13,7 @@ from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_
 from ustack.core.siphash cimport siphash_u32x4, siphash_u64x2
 from ustack.core.sock cimport grp_at, wall_ns
 from ustack.core.state cimport engine_t
+from ustack.core.steer cimport steer_cookies_recent
 from ustack.core.types cimport NS_PER_SEC, OPT_TS, ns_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -61,11 +62,14 @@ cdef inline void synq_overflow(engine_t* e, listener_t* l) noexcept nogil:
     cdef ns_t* stamp = overflow_stamp_(e, l)
     if stamp[0] < 0 or e.now > stamp[0] + NS_PER_SEC:
         stamp[0] = e.now
+        e.cookies_stamp = e.now
 
 
 cdef inline bint synq_recent_overflow(engine_t* e, listener_t* l) noexcept nogil:
     cdef ns_t stamp = overflow_stamp_(e, l)[0]
-    return stamp >= 0 and e.now <= stamp + COOKIE_VALID_S * NS_PER_SEC
+    if stamp >= 0 and e.now <= stamp + COOKIE_VALID_S * NS_PER_SEC:
+        return True
+    return e.n_shards != 0 and steer_cookies_recent(e, COOKIE_VALID_S * NS_PER_SEC)
 
 
 # ---- the cookie ------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,12 @@ from ustack.core.seqno cimport ilog2_u32, u32_min
 from ustack.core.siphash cimport flow_hash
 from ustack.core.types cimport E_INVAL, E_NOMEM, REF_MASK, REF_SHIFT, ref_t
 
+cdef extern from *:
+    """
+    #define ustack_peek(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    """
+    uint32_t ustack_peek(const uint32_t* p) noexcept nogil
+
 cdef enum:
     EHASH_KINDS = 16
     EHASH_MAX = 0x8000000       # buckets
@@ -94,6 +100,11 @@ cdef inline ref_t ehash_lookup(ehash_t* h, uint32_t laddr, uint32_t faddr, uint1
                                uint16_t fport) noexcept nogil:
     cdef uint32_t ports = <uint32_t>lport << 16 | fport
     return ehash_find_(h, ehash_bucket_(h, laddr, faddr, ports)[0], laddr, faddr, ports)
+
+
+cdef inline bint ehash_may_have(ehash_t* h, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
+    # Without h's lock: is there anything in this flow's bucket?
+    return ustack_peek(ehash_bucket_(h, laddr, faddr, <uint32_t>lport << 16 | fport)) != 0
 
 
 cdef inline void ehash_prefetch(ehash_t* h, uint32_t laddr, uint32_t faddr, uint16_t lport,

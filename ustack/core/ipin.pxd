@@ -20,6 +20,7 @@ from ustack.core.request cimport listen_rcv, request_rcv
 from ustack.core.route cimport inet_addr_type, route_input, route_lookup, route_result_t
 from ustack.core.sock cimport ref_idx, ref_kind, sk_at, sk_los, tcp_segs_in
 from ustack.core.state cimport RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, engine_t
+from ustack.core.steer cimport steer_whole
 from ustack.core.stats cimport (
     MIB_IpExtInBcastOctets, MIB_IpExtInBcastPkts, MIB_IpExtInCEPkts, MIB_IpExtInCsumErrors, MIB_IpExtInECT0Pkts,
     MIB_IpExtInECT1Pkts, MIB_IpExtInMcastOctets, MIB_IpExtInMcastPkts, MIB_IpExtInNoECTPkts, MIB_IpExtInOctets,
@@ -283,4 +284,6 @@ cdef inline int ip_rcv(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum_s
         reason = ip_defrag(e, &s)
         if reason != 0:
             return DROP_NONE if reason == FRAG_PENDING else reason
+        if e.n_shards and steer_whole(e, s.ip, s.ip_len):
+            return DROP_NONE
     return ip_deliver_(e, &s, type, origin)

@@ -26,6 +26,7 @@ cdef enum:
     METRICS_HASH = 256
     FRAG_HASH = 64
     PORT_PERTURB = 256
+    MAX_SHARDS = 16             # engines behind one device
     ACK_BATCH = 256             # sockets whose ACKs wait for the end of a batch of packets
     RINGS_KEPT = 128
     RTF_LOCAL = 1               # route types, as the destination of a packet of ours or of an incoming one
@@ -244,6 +245,15 @@ cdef struct engine_t:
     void** garbage
     uint32_t garbage_n
     uint32_t garbage_cap
+    # several engines behind one device (steer.pxd); all zero for one alone
+    uint32_t n_shards
+    uint8_t shard               # our number
+    ehash_t* peers[MAX_SHARDS]  # everybody's tables: buckets may be looked at without the lock
+    ns_t cookies_stamp          # latest SYN queue overflow of any listener of ours
+    const ns_t* cookies_at[MAX_SHARDS]      # everybody's
+    const uint8_t* hand         # a datagram that belongs to shard hand_to, for the driver; NULL: none
+    uint32_t hand_len
+    uint8_t hand_to
     # ACKs of the batch of packets in process: sockets that owe one at its end (delack.pxd)
     uint8_t ack_batching
     uint32_t n_acks

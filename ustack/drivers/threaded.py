@@ -24,7 +24,7 @@ from ustack.drivers.manual import WouldBlock
 from ustack.errors import failure
 
 if TYPE_CHECKING:
-    from ustack.links.base import Link
+    from ustack.links.base import Link, Port
     from ustack.stack import Stack
 
 log = logging.getLogger("ustack")
@@ -35,17 +35,18 @@ _forking: list[ThreadedDriver] = []
 class ThreadedDriver:
     """Runs one engine against one link in real time."""
 
-    def __init__(self, stack: Stack, engine: _fastpath.Engine, link: Link) -> None:
+    def __init__(self, stack: Stack, engine: _fastpath.Engine, link: Link, port: Port, *, number: int = 0,
+                 shards: _fastpath.Shards | None = None, coalesce: bool = True, busy_poll_us: float = 0) -> None:
         self.engine = engine
         self.link = link
         self._stack = weakref.ref(stack)
-        port = link.open(stack)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.loop = _fastpath.Loop(
             engine, port.fd, self._wake, kind=port.kind, vnet=port.vnet, gso=port.gso, mac=port.mac,
-            network=port.network, gateway=port.gateway, stages=tuple(port.stages),
+            network=port.network, gateway=port.gateway, stages=tuple(port.stages), coalesce=coalesce, shards=shards,
+            busy_poll_ns=round(busy_poll_us * 1000),
         )
-        self._thread = threading.Thread(target=self.loop.run, name=f"ustack {stack.name}", daemon=True)
+        self._thread = threading.Thread(target=self.loop.run, name=f"ustack {stack.name}" + (f"/{number}" if shards else ""), daemon=True)
         self._dead = False
         self._note = os.eventfd(0, os.EFD_CLOEXEC)
         self._notes = threading.Thread(target=_bring_notes, args=(self._note, weakref.ref(stack)), name=f"ustack notes {stack.name}", daemon=True)

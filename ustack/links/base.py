@@ -53,10 +53,17 @@ class Link:
     """The base of all links. mtu: what the link carries; None leaves it to the stack (1500)."""
 
     mtu: int | None = None
+    queues: int = 1
 
     def open(self, stack: Stack, *, offload: bool = True) -> Port:
         """For a threaded stack. offload=False: no segmentation or checksum offload, whoever asks works on single packets."""
         raise NotImplementedError(f"{type(self).__name__} has no descriptor: use it with clock=VirtualClock()")
+
+    def open_queues(self, stack: Stack, queues: int) -> list[Port]:
+        """For a threaded stack with an engine per queue: as many ports."""
+        if queues != 1:
+            raise ValueError(f"{type(self).__name__} has one queue, not {queues}")
+        return [self.open(stack)]
 
     def attach_manual(self, stack: Stack, driver: Packets) -> None:
         """For a stack in virtual time."""

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pytun_pmd3 import TunTapDevice
-from pytun_pmd3.linux import IFF_NO_PI, IFF_TUN, IFF_VNET_HDR
+from pytun_pmd3.linux import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TUN, IFF_VNET_HDR
 
 from ustack.links.base import Link, Port
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO_ECN = 0x01, 0x02, 0x08
+
+MAX_QUEUES = 16                 # engines behind one device (core/state.pxd)
 
 WAYS_OUT = (
     "Three ways out: run as root or with CAP_NET_ADMIN (setcap cap_net_admin+ep on the Python binary); "
@@ -48,17 +50,24 @@ class TunLink(Link):
     """A TUN device. name: of the interface ("ustack%d" lets the kernel number it); path: the clone device.
 
     mtu: set on the device if given, else read from it. offload=False: every packet single and with full checksums.
+    queues: with more than one the device is (or must be) of the multi-queue kind, and the stack runs an engine thread per queue.
     """
 
     def __init__(self, name: str = "ustack0", *, path: str = "/dev/net/tun", mtu: int | None = None, offload: bool = True,
-                 up: bool = True) -> None:
+                 up: bool = True, queues: int = 1) -> None:
         if len(name.encode()) > 15:
             raise ValueError(f"an interface name has at most 15 bytes: {name!r}")
+        if not 1 <= queues <= MAX_QUEUES:
+            raise ValueError(f"a device has from 1 to {MAX_QUEUES} queues here, not {queues}")
         self.path = path
         self.offload = offload
-        self._device: TunTapDevice | None = self._make(name, path, offload)
+        self.queues = queues
+        self._device: TunTapDevice | None = self._make(name, path, offload, queues)
+        self._more: list[TunTapDevice] = []
         self.name: str = self._device.name
         try:
+            for _ in range(queues - 1):
+                self._more.append(self._make(self.name, path, offload, queues))
             self._set_offload(self._device.fileno(), offload)
             if mtu is not None:
                 self._device.mtu = mtu
@@ -66,14 +75,15 @@ class TunLink(Link):
             if up:
                 with contextlib.suppress(PermissionError):
                     self._device.up()
-            os.set_blocking(self._device.fileno(), False)
+            for one in (self._device, *self._more):
+                os.set_blocking(one.fileno(), False)
         except BaseException:
             self.close()
             raise
 
     @staticmethod
-    def _make(name: str, path: str, offload: bool) -> TunTapDevice:
-        flags = IFF_TUN | IFF_NO_PI | (IFF_VNET_HDR if offload else 0)
+    def _make(name: str, path: str, offload: bool, queues: int) -> TunTapDevice:
+        flags = IFF_TUN | IFF_NO_PI | (IFF_VNET_HDR if offload else 0) | (IFF_MULTI_QUEUE if queues > 1 else 0)
         ways = WAYS_OUT.format(name=name, path=path)
         try:
             return _Device(name, flags, path)
@@ -93,8 +103,8 @@ class TunLink(Link):
                 raise OSError(exc.errno, f"the TUN device {name!r} is in use by another program: stop it, or choose another name") from None
             if exc.errno == errno.EINVAL:
                 raise OSError(
-                    exc.errno, f"an interface {name!r} exists and is no TUN device of the same kind (no TAP, one queue): "
-                    "choose another name") from None
+                    exc.errno, f"an interface {name!r} exists and is no TUN device of the same kind (no TAP, "
+                    f"{'several queues' if queues > 1 else 'one queue'}): choose another name") from None
             if exc.errno in (errno.ENODEV, errno.ENXIO, errno.ENOTTY, errno.EBADFD):
                 raise OSError(exc.errno, f"{path} is no TUN clone device: load the driver (modprobe tun)") from None
             raise
@@ -115,10 +125,19 @@ class TunLink(Link):
             self._set_offload(self._device.fileno(), False)
         return Port(self._device.fileno(), vnet=self.offload, gso=self.offload and offload)
 
+    def open_queues(self, stack: Stack, queues: int) -> list[Port]:
+        if queues != self.queues:
+            raise ValueError(f"this TunLink was made with {self.queues} queue(s): TunLink(name, queues={queues})")
+        first = self.open(stack)
+        return [first, *(Port(one.fileno(), vnet=first.vnet, gso=first.gso) for one in self._more)]
+
     def fileno(self) -> int:
         return -1 if self._device is None else int(self._device.fileno())
 
     def close(self) -> None:
+        for one in self._more:
+            one.close()
+        self._more.clear()
         if self._device is not None:
             self._device.close()
             self._device = None

@@ -104,6 +104,7 @@ def _first_words(row: Row, query: Query, where: Where) -> str:
         _identity(row, where) if "e" in flags else "",
         _tos(row) if "tos" in flags and full else "",
         f"cgroup:{where.cgroup}" if "cgroup" in flags and full else "",
+        "queue:{}/{}".format(*row["shard"]) if row.get("shard") else "",    # queues and limits are this shard's alone
     ]
     return " ".join(w for w in words if w)
 
