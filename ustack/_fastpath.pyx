@@ -19,7 +19,7 @@ from ustack.core.types cimport (
 from ustack.core.config cimport N_SYSCTLS, sysctl_table
 from ustack.core.cc cimport cc_by_name, cc_name
 from ustack.core.cc_bbr cimport bbr_get_info
-from ustack.core.ehash cx
+from ustack.core.ehash cimport ehash_lookup, ehash_walk_some, ustack_peek
 from ustack.core.engine cimport (
     engine_batch, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
     engine_prefetch, engine_receive, engine_resume, engine_time, engine_tx_done,

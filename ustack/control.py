@@ -127,7 +127,7 @@ _OPS: dict[str, Callable[[Stack, dict[str, Any]], Any]] = {
     "ss_summary": lambda stack, ask: stack.ss_text("-s"),
     "listeners": lambda stack, ask: [
         {k: v for k, v in row.items() if not isinstance(v, bytes)}
-        for row in stack._dump() if row["kind"] == "listen"
+        for row in stack.dump() if row["kind"] == "listen"
     ],
     "requests": lambda stack, ask: stack.requests(),
     "nstat": lambda stack, ask: stack.nstat(zeros=True),

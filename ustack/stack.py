@@ -197,7 +197,7 @@ class Stack:
 
     def n_sockets(self) -> int:
         """TCP sockets there are, unbound ones and orphans too; no half-open connections, no TIME_WAIT."""
-        return int(_fastpath.accounting(self.engine)["sockets"])
+        return sum(int(_fastpath.accounting(engine)["sockets"]) for engine in self.engines)
 
     def where(self) -> Any:
         """This process and the ephemeral ports, as ss's words need them (ustack.observe.ss.Where)."""

@@ -230,7 +230,7 @@ def test_the_program_sees_one_listener(net):
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):
             listener.accept()
-        rows = [r for r in server.ss("-ltn")]
+        rows = server.ss("-ltn")
         assert [r["info"] for r in rows] == [f"queue:{i}/{QUEUES}" for i in range(QUEUES)]
         assert {(r["local"], r["sendq"]) for r in rows} == {(f"{SERVER}:80", 5)}
         poll = select.poll()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import os
+import platform
+import struct
 import subprocess
 from pathlib import Path
 
@@ -148,3 +152,45 @@ def test_the_stack_as_client_of_a_kernel_server(lab: TunLab) -> None:
     listener.close()
     with pytest.raises(ConnectionRefusedError):
         stack.create_connection(("192.0.2.1", 7001), timeout=10)
+
+
+def random_steering(fd: int) -> None:
+    """TUNSETSTEERINGEBPF: every packet to a queue drawn by lot. OSError where the kernel lets nobody load programs."""
+    program = bytes.fromhex("8500000007000000 9500000000000000")       # r0 = bpf_get_prandom_u32(); exit
+    code = ctypes.create_string_buffer(program, len(program))
+    licence = ctypes.create_string_buffer(b"GPL")
+    attr = struct.pack("=IIQQ", 1, len(program) // 8, ctypes.addressof(code), ctypes.addressof(licence)).ljust(128, b"\0")
+    loaded = ctypes.CDLL(None, use_errno=True).syscall(321, 5, attr, len(attr))     # BPF_PROG_LOAD, a socket filter
+    if loaded < 0:
+        raise OSError(ctypes.get_errno(), "bpf")
+    try:
+        fcntl.ioctl(fd, 0x800454E0, struct.pack("i", loaded))
+    finally:
+        os.close(loaded)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="system call numbers of x86-64")
+def test_four_queues_and_a_device_that_steers_by_lot(lab: TunLab, tmp_path: Path) -> None:
+    link = lab.tun(queues=4)
+    try:
+        random_steering(link.fileno())
+    except OSError as exc:
+        pytest.skip(f"no steering program can be loaded: {exc}")
+    stack = lab.stack(link)
+    server = WebServer(stack, os.urandom(LARGE))
+    download(lab, server, tmp_path / "down")
+    upload(lab, server, os.urandom(LARGE), tmp_path / "up")
+    server.join()
+    assert server.errors == []
+    assert stack.nstat().get("TcpOutRsts", 0) == 0
+    assert stack.shards is not None and sum(n for n, _ in stack.shards.counters()) > 1000
+
+
+def test_four_queues_as_the_device_steers(lab: TunLab, tmp_path: Path) -> None:
+    stack = lab.stack(lab.tun(queues=4))
+    server = WebServer(stack, os.urandom(3_000_000))
+    for _ in range(8):
+        download(lab, server, tmp_path / "down")
+    upload(lab, server, os.urandom(3_000_000), tmp_path / "up")
+    assert server.errors == []
+    assert stack.nstat()["TcpPassiveOpens"] == 9 and stack.nstat().get("TcpOutRsts", 0) == 0
