@@ -1,8 +1,10 @@
 """Sysctls by their Linux names: text in, text out, as /proc/sys has them.
 
 Names: `net.ipv4.tcp_syncookies`, `net/ipv4/tcp_syncookies` or `/proc/sys/net/ipv4/tcp_syncookies`. The numeric ones live in the core's table
-(core/config.pxd: defaults, ranges); this file adds the string-valued and read-only ones. Errors are the kernel's: ENOENT for an unknown name,
-EINVAL for a value out of range, EPERM for a read-only one. `net.ipv6.*` writes are accepted and do nothing (ustack has no IPv6).
+(core/config.pxd: defaults, ranges); this file adds the string-valued and read-only ones and reads text as the kernel does: numbers in base 10, 0x
+or 0, apart by white space; what stands behind the last one wanted is not looked at; of several numbers the good ones before a bad one are
+stored; an empty write does nothing. Errors are the kernel's: ENOENT for an unknown name, EINVAL for a value out of range, EPERM for a read-only
+one. `net.ipv6.*` writes are accepted and do nothing (ustack has no IPv6); what decides nothing here is kept (ustack/_sysctl_inert.py).
 """
 
 from __future__ import annotations
@@ -12,18 +14,23 @@ import re
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING
 
-from ustack import _fastpath
+from ustack import _fastpath, _sysctl_inert
 from ustack.errors import failure
 
 if TYPE_CHECKING:
     from ustack._fastpath import Engine
 
 _PORT_RANGE = "net.ipv4.ip_local_port_range"
+_UNPRIVILEGED = "net.ipv4.ip_unprivileged_port_start"
+_FRAG_HIGH, _FRAG_LOW = "net.ipv4.ipfrag_high_thresh", "net.ipv4.ipfrag_low_thresh"
+#: milliseconds that the kernel stores in ticks of 4 ms, rounded up
+_IN_TICKS = frozenset({"net.ipv4.icmp_ratelimit", "net.ipv4.tcp_invalid_ratelimit"})
+_TICK_MS = 4
+_NUMBER = re.compile(r"\s*(-?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)(?=[ \t\n]|$)")
 _ROWS: dict[str, list[tuple[int, int, int]]] = {}
 for _i, (_name, _pos, _default, _low, _high) in enumerate(_fastpath.sysctl_table_rows()):
     _ROWS.setdefault(_name, []).append((_i, _low, _high))
 
-#: written as one byte in the kernel: a write of several numbers, or of text, is EINVAL
 _DEVICE = re.compile(r"^net\.ipv4\.conf\.(?!all\.|default\.)[^.]+\.")
 
 
@@ -43,10 +50,10 @@ def _format_key(key: bytes) -> str:
 
 
 def _parse_key(text: str) -> bytes:
-    words = text.split("-")
-    if len(words) != 4 or not all(re.fullmatch(r"[0-9a-fA-F]{1,8}", w) for w in words):
+    found = re.match(r"([0-9a-fA-F]+)-([0-9a-fA-F]+)-([0-9a-fA-F]+)-([0-9a-fA-F]+)", text)
+    if not found:
         raise failure(errno.EINVAL, f"a Fast Open key reads xxxxxxxx-xxxxxxxx-xxxxxxxx-xxxxxxxx, not {text!r}")
-    return b"".join(int(w, 16).to_bytes(4, "little") for w in words)
+    return b"".join((int(w, 16) & 0xFFFFFFFF).to_bytes(4, "little") for w in found.groups())
 
 
 def _key_get(engine: Engine) -> str:
@@ -56,8 +63,8 @@ def _key_get(engine: Engine) -> str:
 
 
 def _key_set(engine: Engine, value: str) -> None:
-    primary, _, backup = value.strip().partition(",")
-    _fastpath.fastopen_keys(engine, _parse_key(primary), _parse_key(backup) if backup else None)
+    primary, comma, backup = value.strip().partition(",")
+    _fastpath.fastopen_keys(engine, _parse_key(primary), _parse_key(backup) if comma else None)
 
 
 def _ports_get(engine: Engine) -> str:
@@ -71,22 +78,31 @@ def _ports_get(engine: Engine) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
+def _port(text: str) -> int:
+    found = _NUMBER.fullmatch(text)
+    if not found or found[1] or text[:1].isspace() or _decimal(found[2]) > 65535:
+        raise failure(errno.EINVAL, f"{text!r} is not a port")
+    return _decimal(found[2])
+
+
 def _ports_set(engine: Engine, value: str) -> None:
+    """A comma-separated list of ports and ranges; an empty line clears it."""
     ports: set[int] = set()
-    for part in filter(None, value.strip().split(",")):
-        low, _, high = part.partition("-")
-        try:
-            a, b = int(low), int(high or low)
-        except ValueError:
-            raise failure(errno.EINVAL, f"{part!r} is not a port or a range of ports") from None
-        if not 0 <= a <= b <= 65535:
-            raise failure(errno.EINVAL, f"{part!r} is not a port or a range of ports")
+    parts = re.split("[,\n]", value)
+    if not parts[-1]:
+        parts.pop()
+    for part in parts if value != "\n" else []:
+        low, dash, high = part.partition("-")
+        a = _port(low)
+        b = _port(high) if dash else a
+        if a > b:
+            raise failure(errno.EINVAL, f"{part!r} is not a range of ports")
         ports.update(range(a, b + 1))
     _fastpath.reserved_ports(engine, ports)
 
 
 def _cc_set(engine: Engine, value: str) -> None:
-    _fastpath.default_cc(engine, value.strip())
+    _fastpath.default_cc(engine, value.partition("\n")[0])
 
 
 _BUILT_IN_CC = "reno cubic bbr"
@@ -108,57 +124,97 @@ def sysctl_get(engine: Engine, name: str) -> str:
         return _TEXT[key][0](engine)
     if key in _ROWS:
         return "\t".join(str(_fastpath.sysctl_read(engine, row)) for row, _, _ in _ROWS[key])
+    if key in _sysctl_inert.DEFAULTS:
+        return _sysctl_inert.read(engine, key)
     raise failure(errno.ENOENT, f"sysctl {name}")
 
 
-def _numbers(key: str, value: object) -> list[int]:
-    """As many numbers as the sysctl has; what stands behind them is not looked at."""
-    words = re.split(r"[\s,]+", str(value).strip()) if not isinstance(value, (tuple, list)) else [str(v) for v in value]
-    try:
-        return [int(w, 0) for w in words[:len(_ROWS[key])] if w != ""]
-    except ValueError:
-        raise failure(errno.EINVAL, f"sysctl {key} takes a number, not {value!r}") from None
+def _decimal(digits: str) -> int:
+    """Base 10, 16 (0x) or 8 (0), as C reads them."""
+    if digits[:2] in ("0x", "0X"):
+        return int(digits, 16)
+    return int(digits, 8 if digits.startswith("0") else 10)
 
 
-def _check_port_range(engine: Engine, numbers: list[int]) -> None:
-    """The range must not be empty nor reach below the unprivileged ports."""
-    low = numbers[0]
-    high = numbers[1] if len(numbers) > 1 else int(sysctl_get(engine, _PORT_RANGE).split()[1])
-    if high < low or low < int(sysctl_get(engine, "net.ipv4.ip_unprivileged_port_start")):
-        raise failure(errno.EINVAL, f"{low} to {high} is no range of unprivileged ports")
+def _numbers(text: str, wanted: int) -> tuple[list[int], bool]:
+    """The numbers at the beginning, at most `wanted`; whether something else stood where one was wanted."""
+    out: list[int] = []
+    at = 0
+    while len(out) < wanted:
+        found = _NUMBER.match(text, at)
+        if not found:
+            return out, not out or bool(text[at:].strip())
+        out.append(_decimal(found[2]) * (-1 if found[1] else 1))
+        at = found.end()
+    return out, False
+
+
+def _check_pairs(engine: Engine, key: str, numbers: list[int]) -> None:
+    """Values that are bound to another sysctl's."""
+    def now(name: str, position: int = 0) -> int:
+        return int(sysctl_get(engine, name).split()[position])
+
+    if key == _PORT_RANGE:
+        low, high = numbers[0], numbers[1] if len(numbers) > 1 else now(key, 1)
+        if high < low or low < now(_UNPRIVILEGED):
+            raise failure(errno.EINVAL, f"{low} to {high} is no range of unprivileged ports")
+    elif key == _UNPRIVILEGED and numbers[0] > now(_PORT_RANGE):
+        raise failure(errno.EINVAL, f"{numbers[0]} lies within {_PORT_RANGE}")
+    elif (key == _FRAG_HIGH and numbers[0] < now(_FRAG_LOW)) or (key == _FRAG_LOW and numbers[0] > now(_FRAG_HIGH)):
+        raise failure(errno.EINVAL, f"{_FRAG_LOW} must not exceed {_FRAG_HIGH}")
+
+
+def _set_numbers(engine: Engine, key: str, text: str) -> None:
+    rows = _ROWS[key]
+    numbers, bad = _numbers(text, len(rows))
+    good = 0
+    for n, (_, low, high) in zip(numbers, rows, strict=False):
+        if not low <= n <= high:
+            break
+        good += 1
+    failed = bad or good < len(numbers)
+    if failed and key == _PORT_RANGE:
+        good = 0
+    if good:
+        _check_pairs(engine, key, numbers)
+    for n, (row, _, _) in zip(numbers[:good], rows, strict=False):
+        _fastpath.sysctl_write(engine, row, -(-n // _TICK_MS) * _TICK_MS if key in _IN_TICKS else n)
+    if failed:
+        ranges = ", ".join(f"{low} to {high}" for _, low, high in rows)
+        raise failure(errno.EINVAL, f"sysctl {key} takes {len(rows)} number(s), {ranges}, not {text!r}")
 
 
 def sysctl_set(engine: Engine, name: str, value: object) -> None:
-    """Write a value: an int, a bool, a sequence, or text as one would echo it into /proc/sys."""
+    """Write a value: an int, a bool, a sequence, or text as one would write it into /proc/sys."""
     key = canonical(name)
     if key.startswith("net.ipv6."):
         return
+    if isinstance(value, bool):
+        value = int(value)
+    text = " ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
     if key in _TEXT:
         setter = _TEXT[key][1]
         if setter is None:
             raise failure(errno.EPERM, f"sysctl {name} is read-only")
-        setter(engine, str(value))
-        return
-    if key not in _ROWS:
+        if text:
+            setter(engine, text)
+    elif key in _ROWS:
+        if text:
+            _set_numbers(engine, key, text)
+    elif key in _sysctl_inert.DEFAULTS:
+        if key in _sysctl_inert.READ_ONLY:
+            raise failure(errno.EPERM, f"sysctl {name} is read-only")
+        numbers, bad = _numbers(text, 2)
+        if bad and text:
+            raise failure(errno.EINVAL, f"sysctl {key} takes a number, not {text!r}")
+        _sysctl_inert.write(engine, key, numbers)
+    else:
         raise failure(errno.ENOENT, f"sysctl {name}")
-    if isinstance(value, bool):
-        value = int(value)
-    numbers = _numbers(key, value)
-    rows = _ROWS[key]
-    if not numbers:
-        raise failure(errno.EINVAL, f"sysctl {name} takes {len(rows)} number(s), not {value!r}")
-    for n, (_, low, high) in zip(numbers, rows, strict=False):
-        if not low <= n <= high:
-            raise failure(errno.EINVAL, f"sysctl {name}: {n} is not between {low} and {high}")
-    if key == _PORT_RANGE:
-        _check_port_range(engine, numbers)
-    for n, (row, _, _) in zip(numbers, rows, strict=False):
-        _fastpath.sysctl_write(engine, row, n)
 
 
 def sysctl_names() -> list[str]:
     """Every name, sorted."""
-    return sorted([*_ROWS, *_TEXT])
+    return sorted([*_ROWS, *_TEXT, *_sysctl_inert.DEFAULTS])
 
 
 class Sysctl(MutableMapping[str, str]):
@@ -178,10 +234,10 @@ class Sysctl(MutableMapping[str, str]):
         raise failure(errno.EPERM, "sysctls cannot be deleted")
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (canonical(name) in _ROWS or canonical(name) in _TEXT)
+        return isinstance(name, str) and canonical(name) in _ROWS.keys() | _TEXT.keys() | _sysctl_inert.DEFAULTS.keys()
 
     def __iter__(self) -> Iterator[str]:
         return iter(sysctl_names())
 
     def __len__(self) -> int:
-        return len(_ROWS) + len(_TEXT)
+        return len(sysctl_names())

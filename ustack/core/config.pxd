@@ -16,7 +16,7 @@ cdef extern from *:
       X(tcp_abort_on_overflow, "net.ipv4.tcp_abort_on_overflow", 0, 0LL, 0LL, 255LL) \\
       X(tcp_adv_win_scale, "net.ipv4.tcp_adv_win_scale", 0, 1LL, -31LL, 31LL) \\
       X(tcp_app_win, "net.ipv4.tcp_app_win", 0, 31LL, 0LL, 31LL) \\
-      X(tcp_autocorking, "net.ipv4.tcp_autocorking", 0, 1LL, 0LL, 255LL) \\
+      X(tcp_autocorking, "net.ipv4.tcp_autocorking", 0, 1LL, 0LL, 1LL) \\
       X(tcp_backlog_ack_defer, "net.ipv4.tcp_backlog_ack_defer", 0, 1LL, 0LL, 1LL) \\
       X(tcp_base_mss, "net.ipv4.tcp_base_mss", 0, 1024LL, (-2147483647-1), 2147483647LL) \\
       X(tcp_challenge_ack_limit, "net.ipv4.tcp_challenge_ack_limit", 0, 2147483647LL, (-2147483647-1), 2147483647LL) \\
@@ -34,17 +34,17 @@ cdef extern from *:
       X(tcp_fack, "net.ipv4.tcp_fack", 0, 0LL, 0LL, 255LL) \\
       X(tcp_fastopen, "net.ipv4.tcp_fastopen", 0, 1LL, (-2147483647-1), 2147483647LL) \\
       X(tcp_fastopen_blackhole_timeout_sec, "net.ipv4.tcp_fastopen_blackhole_timeout_sec", 0, 0LL, 0LL, 2147483647LL) \\
-      X(tcp_fin_timeout, "net.ipv4.tcp_fin_timeout", 0, 60LL, (-2147483647-1), 2147483647LL) \\
+      X(tcp_fin_timeout, "net.ipv4.tcp_fin_timeout", 0, 60LL, -8589934LL, 8589934LL) \\
       X(tcp_frto, "net.ipv4.tcp_frto", 0, 2LL, 0LL, 255LL) \\
       X(tcp_fwmark_accept, "net.ipv4.tcp_fwmark_accept", 0, 0LL, 0LL, 255LL) \\
-      X(tcp_invalid_ratelimit, "net.ipv4.tcp_invalid_ratelimit", 0, 500LL, (-2147483647-1), 2147483647LL) \\
-      X(tcp_keepalive_intvl, "net.ipv4.tcp_keepalive_intvl", 0, 75LL, (-2147483647-1), 2147483647LL) \\
+      X(tcp_invalid_ratelimit, "net.ipv4.tcp_invalid_ratelimit", 0, 500LL, 0LL, 2147483647LL) \\
+      X(tcp_keepalive_intvl, "net.ipv4.tcp_keepalive_intvl", 0, 75LL, -8589934LL, 8589934LL) \\
       X(tcp_keepalive_probes, "net.ipv4.tcp_keepalive_probes", 0, 9LL, 0LL, 255LL) \\
-      X(tcp_keepalive_time, "net.ipv4.tcp_keepalive_time", 0, 7200LL, (-2147483647-1), 2147483647LL) \\
+      X(tcp_keepalive_time, "net.ipv4.tcp_keepalive_time", 0, 7200LL, -8589934LL, 8589934LL) \\
       X(tcp_l3mdev_accept, "net.ipv4.tcp_l3mdev_accept", 0, 0LL, 0LL, 1LL) \\
       X(tcp_limit_output_bytes, "net.ipv4.tcp_limit_output_bytes", 0, 4194304LL, (-2147483647-1), 2147483647LL) \\
       X(tcp_max_orphans, "net.ipv4.tcp_max_orphans", 0, 131072LL, (-2147483647-1), 2147483647LL) \\
-      X(tcp_max_reordering, "net.ipv4.tcp_max_reordering", 0, 300LL, (-2147483647-1), 2147483647LL) \\
+      X(tcp_max_reordering, "net.ipv4.tcp_max_reordering", 0, 300LL, 1LL, 2147483647LL) \\
       X(tcp_max_syn_backlog, "net.ipv4.tcp_max_syn_backlog", 0, 2048LL, (-2147483647-1), 2147483647LL) \\
       X(tcp_max_tw_buckets, "net.ipv4.tcp_max_tw_buckets", 0, 131072LL, (-2147483647-1), 2147483647LL) \\
       X(tcp_migrate_req, "net.ipv4.tcp_migrate_req", 0, 0LL, 0LL, 1LL) \\
@@ -53,7 +53,7 @@ cdef extern from *:
       X(tcp_min_tso_segs, "net.ipv4.tcp_min_tso_segs", 0, 2LL, 1LL, 255LL) \\
       X(tcp_moderate_rcvbuf, "net.ipv4.tcp_moderate_rcvbuf", 0, 1LL, 0LL, 255LL) \\
       X(tcp_mtu_probe_floor, "net.ipv4.tcp_mtu_probe_floor", 0, 48LL, 48LL, 65535LL) \\
-      X(tcp_mtu_probing, "net.ipv4.tcp_mtu_probing", 0, 0LL, 0LL, 2LL) \\
+      X(tcp_mtu_probing, "net.ipv4.tcp_mtu_probing", 0, 0LL, 0LL, 255LL) \\
       X(tcp_no_metrics_save, "net.ipv4.tcp_no_metrics_save", 0, 0LL, 0LL, 255LL) \\
       X(tcp_no_ssthresh_metrics_save, "net.ipv4.tcp_no_ssthresh_metrics_save", 0, 1LL, 0LL, 1LL) \\
       X(tcp_notsent_lowat, "net.ipv4.tcp_notsent_lowat", 0, 4294967295LL, 0LL, 4294967295LL) \\
@@ -63,10 +63,10 @@ cdef extern from *:
       X(tcp_pingpong_thresh, "net.ipv4.tcp_pingpong_thresh", 0, 1LL, 1LL, 255LL) \\
       X(tcp_plb_cong_thresh, "net.ipv4.tcp_plb_cong_thresh", 0, 128LL, 0LL, 256LL) \\
       X(tcp_plb_enabled, "net.ipv4.tcp_plb_enabled", 0, 0LL, 0LL, 1LL) \\
-      X(tcp_plb_idle_rehash_rounds, "net.ipv4.tcp_plb_idle_rehash_rounds", 0, 3LL, 0LL, 255LL) \\
-      X(tcp_plb_rehash_rounds, "net.ipv4.tcp_plb_rehash_rounds", 0, 12LL, 0LL, 255LL) \\
+      X(tcp_plb_idle_rehash_rounds, "net.ipv4.tcp_plb_idle_rehash_rounds", 0, 3LL, 0LL, 31LL) \\
+      X(tcp_plb_rehash_rounds, "net.ipv4.tcp_plb_rehash_rounds", 0, 12LL, 0LL, 31LL) \\
       X(tcp_plb_suspend_rto_sec, "net.ipv4.tcp_plb_suspend_rto_sec", 0, 60LL, 0LL, 255LL) \\
-      X(tcp_probe_interval, "net.ipv4.tcp_probe_interval", 0, 600LL, 0LL, 4294967295LL) \\
+      X(tcp_probe_interval, "net.ipv4.tcp_probe_interval", 0, 600LL, 0LL, 17179869LL) \\
       X(tcp_probe_threshold, "net.ipv4.tcp_probe_threshold", 0, 8LL, (-2147483647-1), 2147483647LL) \\
       X(tcp_recovery, "net.ipv4.tcp_recovery", 0, 1LL, 0LL, 255LL) \\
       X(tcp_reflect_tos, "net.ipv4.tcp_reflect_tos", 0, 0LL, 0LL, 1LL) \\
@@ -109,7 +109,7 @@ cdef extern from *:
       X(icmp_ignore_bogus_error_responses, "net.ipv4.icmp_ignore_bogus_error_responses", 0, 1LL, 0LL, 1LL) \\
       X(icmp_msgs_burst, "net.ipv4.icmp_msgs_burst", 0, 50LL, 0LL, 2147483647LL) \\
       X(icmp_msgs_per_sec, "net.ipv4.icmp_msgs_per_sec", 0, 1000LL, 0LL, 2147483647LL) \\
-      X(icmp_ratelimit, "net.ipv4.icmp_ratelimit", 0, 1000LL, (-2147483647-1), 2147483647LL) \\
+      X(icmp_ratelimit, "net.ipv4.icmp_ratelimit", 0, 1000LL, 0LL, 2147483647LL) \\
       X(icmp_ratemask, "net.ipv4.icmp_ratemask", 0, 6168LL, (-2147483647-1), 2147483647LL) \\
       X(ip_autobind_reuse, "net.ipv4.ip_autobind_reuse", 0, 0LL, 0LL, 1LL) \\
       X(ip_default_ttl, "net.ipv4.ip_default_ttl", 0, 64LL, 1LL, 255LL) \\
@@ -126,14 +126,14 @@ cdef extern from *:
       X(ipfrag_high_thresh, "net.ipv4.ipfrag_high_thresh", 0, 4194304LL, 0LL, 9223372036854775807LL) \\
       X(ipfrag_low_thresh, "net.ipv4.ipfrag_low_thresh", 0, 3145728LL, 0LL, 9223372036854775807LL) \\
       X(ipfrag_max_dist, "net.ipv4.ipfrag_max_dist", 0, 64LL, 0LL, 2147483647LL) \\
-      X(ipfrag_time, "net.ipv4.ipfrag_time", 0, 30LL, (-2147483647-1), 2147483647LL) \\
+      X(ipfrag_time, "net.ipv4.ipfrag_time", 0, 30LL, -8589934LL, 8589934LL) \\
       X(route_min_pmtu, "net.ipv4.route.min_pmtu", 0, 552LL, 68LL, 2147483647LL) \\
-      X(route_min_adv_mss, "net.ipv4.route.min_adv_mss", 0, 256LL, 0LL, 2147483647LL) \\
-      X(route_mtu_expires, "net.ipv4.route.mtu_expires", 0, 600LL, 0LL, 2147483647LL) \\
+      X(route_min_adv_mss, "net.ipv4.route.min_adv_mss", 0, 256LL, (-2147483647-1), 2147483647LL) \\
+      X(route_mtu_expires, "net.ipv4.route.mtu_expires", 0, 600LL, -8589934LL, 8589934LL) \\
       X(conf_all_accept_source_route, "net.ipv4.conf.all.accept_source_route", 0, 0LL, (-2147483647-1), 2147483647LL) \\
       X(conf_default_accept_source_route, "net.ipv4.conf.default.accept_source_route", 0, 1LL, (-2147483647-1), 2147483647LL) \\
-      X(conf_all_rp_filter, "net.ipv4.conf.all.rp_filter", 0, 0LL, 0LL, 2LL) \\
-      X(conf_default_rp_filter, "net.ipv4.conf.default.rp_filter", 0, 0LL, 0LL, 2LL) \\
+      X(conf_all_rp_filter, "net.ipv4.conf.all.rp_filter", 0, 0LL, (-2147483647-1), 2147483647LL) \\
+      X(conf_default_rp_filter, "net.ipv4.conf.default.rp_filter", 0, 0LL, (-2147483647-1), 2147483647LL) \\
       X(conf_all_log_martians, "net.ipv4.conf.all.log_martians", 0, 0LL, (-2147483647-1), 2147483647LL) \\
       X(conf_default_log_martians, "net.ipv4.conf.default.log_martians", 0, 0LL, (-2147483647-1), 2147483647LL) \\
       X(conf_all_accept_redirects, "net.ipv4.conf.all.accept_redirects", 0, 1LL, (-2147483647-1), 2147483647LL) \\
