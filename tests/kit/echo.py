@@ -271,14 +271,13 @@ class EchoStack:
         return min(stops, default=None)
 
     # -- what commands see
-    def ss(self, args: str = "-tan") -> list[dict[str, Any]]:
+    def ss_text(self, args: str = "-tan") -> str:
         action = self.script.events[self.current].action
         assert isinstance(action, nodes.Command)
         state = re.search(r"state (\S+)", action.text)
         count = re.search(r"grep -qx (\d+)", action.text)
         assert state and count
-        row = {"state": state[1].upper(), "recvq": 0, "sendq": 0, "local": "a:1", "peer": "b:2"}
-        return [dict(row) for _ in range(int(count[1]))]
+        return "0 0 a:1 b:2\n" * int(count[1])
 
     def nstat(self) -> dict[str, int]:
         if self.current < 0:

@@ -73,9 +73,29 @@ def _rotated(options: tuple[TcpOption, ...]) -> tuple[TcpOption, ...]:
     return (*options[1:], options[0]) if len({o.name for o in options}) > 1 else options + (options[0],) * 4
 
 
-def _defines_isn(packet: TcpPacket, seen: list[bool]) -> bool:
-    """A SYN of the stack whose number stands for its real one."""
-    return bool(packet.flags & SYN) and not seen[0]
+class _Openings:
+    """Which SYN of the stack, of each client by name, stands for its real initial number: not compared then."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    @staticmethod
+    def _name(packet: TcpPacket) -> str:
+        return "" if packet.who is None else f"{packet.who.name}.{packet.who.index}"
+
+    def socket(self) -> None:
+        self._seen.discard("")
+
+    def inbound(self, packet: TcpPacket) -> None:
+        if packet.who is not None and packet.flags & (SYN | ACK) == SYN:
+            self._seen.discard(self._name(packet))
+
+    def defines(self, packet: TcpPacket) -> bool:
+        return bool(packet.flags & SYN) and self._name(packet) not in self._seen
+
+    def outbound(self, packet: TcpPacket) -> None:
+        if packet.flags & SYN:
+            self._seen.add(self._name(packet))
 
 
 def _packet_changes(packet: TcpPacket, live: tuple[Packet, ...],
@@ -113,15 +133,17 @@ def _time_changes(time: nodes.Time, before: int, options: Options) -> Iterator[t
 
 def mutants(script: Script, options: Options, live: dict[int, tuple[Packet, ...]]) -> Iterator[Mutant]:
     """All of them, in the order of the script."""
-    seen_isn = [False]
+    openings = _Openings()
     before = 0
     for index, event in enumerate(script.events):
         action, line = event.action, event.pos.line
         if getattr(action, "direction", None) is Direction.OUTBOUND and index in live:
             if isinstance(action, TcpPacket):
-                for what, packet in _packet_changes(action, live[index], _defines_isn(action, seen_isn)):
+                for what, packet in _packet_changes(action, live[index], openings.defines(action)):
                     yield Mutant(what, line, _with(script, index, packet))
-                seen_isn[0] = seen_isn[0] or bool(action.flags & SYN)
+                if action.who is not None and action.who.count is not None:
+                    yield Mutant("one client less", line, _with(script, index, _fewer(action)))
+                openings.outbound(action)
             elif isinstance(action, IcmpPacket):
                 yield Mutant("icmp code", line, _with(script, index, replace(action, code="code_77")))
             base = before if event.time.when is When.ABSOLUTE else 0
@@ -133,12 +155,19 @@ def mutants(script: Script, options: Options, live: dict[int, tuple[Packet, ...]
                 doubled = (*script.events[:index + 1], Event(nodes.Time(event.pos, When.RELATIVE), action),
                            *script.events[index + 1:])
                 yield Mutant("one packet more at the end", line, replace(script, events=doubled))
+        elif isinstance(action, TcpPacket):
+            openings.inbound(action)
         elif isinstance(action, Syscall):
             if action.name == "socket":
-                seen_isn[0] = False
+                openings.socket()
             yield from _call_changes(script, index, action)
         if event.time.when is When.ABSOLUTE:
             before = event.time.at
+
+
+def _fewer(packet: TcpPacket) -> TcpPacket:
+    assert packet.who is not None and packet.who.count is not None
+    return replace(packet, who=replace(packet.who, count=packet.who.count - 1))
 
 
 def _call_changes(script: Script, index: int, call: Syscall) -> Iterator[Mutant]:

@@ -193,7 +193,7 @@ cdef inline int set_sol_socket(engine_t* e, tcb_t* sk, int name, const uint8_t* 
     elif name == 35 or name == 64:                  # SO_TIMESTAMPNS
         flag_set(sk, SF_TIMESTAMPNS, v != 0)
     elif name == 37 or name == 65:                  # SO_TIMESTAMPING
-        if v & ~0x7ffff:
+        if v & ~0x7ffff or v & ((1 << 16) | 128) == 1 << 16:     # OPT_ID_TCP says how OPT_ID counts
             return -E_INVAL
         if v & 128 and not sk.opt.tsflags & 128:        # OPT_ID: keys count from here (OPT_ID_TCP: from write_seq)
             if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN:
@@ -545,7 +545,7 @@ cdef inline int set_small_tcp(engine_t* e, tcb_t* sk, int name, int32_t v) noexc
             return -E_INVAL
         sk_opt(e, sk).syn_retries = <uint8_t> v
     elif name == 8:                                 # TCP_LINGER2
-        sk_opt(e, sk).linger2_s = -1 if v < 0 or v > 120 else v
+        sk_opt(e, sk).linger2_s = -1 if v < 0 else (v if v < 120 else 120)
     elif name == 9:                                 # TCP_DEFER_ACCEPT
         sk.defer_accept = secs_to_retrans(v)
         if sk.state == TCP_LISTEN:

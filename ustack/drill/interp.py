@@ -23,6 +23,7 @@ from ustack.drill.nodes import (
     Direction,
     Event,
     IcmpPacket,
+    Label,
     Pos,
     Script,
     Syscall,
@@ -92,7 +93,7 @@ class Interpreter:
         self.script, self.options = script, options
         self.port = Port(stack)
         self.world = World(options)
-        self.calls = Syscalls(self.world, self.port)
+        self.calls = Syscalls(self.world, self.port, self.waiting)
         self.shell = Shell(Commands(self.port))
         self.on_event = on_event or (lambda event: None)
         self.queue: deque[Emitted] = deque()
@@ -247,26 +248,47 @@ class Interpreter:
 
     def _inject(self, packet: TcpPacket | IcmpPacket) -> None:
         tcp = packet if isinstance(packet, TcpPacket) else None
-        flow = self.world.flow_for_inbound(tcp, packet.pos)
+        flows = [self.world.flow_for_inbound(tcp, packet.pos)] if packet.who is None else \
+            self.world.clients_for_inbound(packet.who, packet)
+        for flow in flows:
+            self._inject_one(packet, flow)
+
+    def _inject_one(self, packet: TcpPacket | IcmpPacket, flow: Flow) -> None:
         try:
             raw, gso_size = (build_icmp(packet, flow), 0) if isinstance(packet, IcmpPacket) else \
                 build_tcp(packet, flow, self.options)
         except Difference as difference:
             raise Failure("packet", packet.pos, difference.what, difference.expected,
                           difference.got) from None
-        self._row("<", script_text(packet), packet.pos)
+        self._row("<", script_text(packet), packet.pos, flow)
         self.port.inject(raw, gso_size)
         self._collect()
         self._reap()
 
     def _next_ours(self, flow: Flow, icmp: bool = False) -> codec.Packet | None:
-        """The next queued packet of the flow; others are not looked at."""
-        while self.queue:
+        """The next queued packet of the flow. Others are not looked at, but kept where flows have names."""
+        others: deque[Emitted] = deque()
+        found: codec.Packet | None = None
+        while self.queue and found is None:
             emitted = self.queue.popleft()
             live = codec.decode(emitted.raw)
             if not self._belongs_elsewhere(flow, live) and is_ours(flow, live, icmp):
                 self._taken_at = emitted.at
-                return live
+                found = live
+            elif self.script.extended:
+                others.append(emitted)
+        self.queue.extendleft(reversed(others))
+        return found
+
+    def waiting(self, flows: list[Flow]) -> str | None:
+        """The first packet of these flows that no line has taken yet, in words."""
+        ends = {(flow.local, flow.remote): flow for flow in flows}
+        for emitted in self.queue:
+            live = codec.decode(emitted.raw)
+            if live.tcp is not None:
+                flow = ends.get(((live.src, live.tcp.sport), (live.dst, live.tcp.dport)))
+                if flow is not None:
+                    return live_text(live, flow)
         return None
 
     def _belongs_elsewhere(self, flow: Flow, live: codec.Packet) -> bool:
@@ -289,7 +311,39 @@ class Interpreter:
 
     def _expect(self, index: int, packet: TcpPacket | IcmpPacket, nominal: Nominal) -> None:
         tcp = packet if isinstance(packet, TcpPacket) else None
-        flow = self.world.flow_for_outbound(tcp, packet.pos)
+        if packet.who is None:
+            self._expect_of(self.world.flow_for_outbound(tcp, packet.pos), index, packet, nominal)
+        elif packet.who.count is None:
+            self._expect_of(self.world.clients(packet.who)[0], index, packet, nominal)
+        else:
+            self._expect_of_some(packet.who, index, packet, nominal)
+
+    def _expect_of_some(self, who: Label, index: int, packet: TcpPacket | IcmpPacket, nominal: Nominal) -> None:
+        """As many connections of a group as the line says get the packet, each once, and no other of the group does."""
+        group = self.world.clients(Label(who.pos, who.name, count=self.world.size_of(who)))
+        wanted = who.count or 0
+        limit = max(nominal.at, nominal.end or 0) + PACKET_PATIENCE
+        self._wait(lambda: len(self._with_packets(group)) >= wanted, limit)
+        lucky = self._with_packets(group)
+        if len(lucky) != wanted:
+            raise Failure("packet", packet.pos, "another number of the group's connections got a packet", str(wanted), str(len(lucky)))
+        for flow in lucky:
+            self._expect_of(flow, index, packet, nominal)
+
+    def _with_packets(self, group: list[Flow]) -> list[Flow]:
+        """Those of the group for which a packet waits."""
+        ends = {(flow.local, flow.remote): flow for flow in group}
+        out: dict[int, Flow] = {}
+        for emitted in self.queue:
+            live = codec.decode(emitted.raw)
+            if live.tcp is not None:
+                flow = ends.get(((live.src, live.tcp.sport), (live.dst, live.tcp.dport)))
+                if flow is not None:
+                    out[id(flow)] = flow
+        return list(out.values())
+
+    def _expect_of(self, flow: Flow, index: int, packet: TcpPacket | IcmpPacket, nominal: Nominal) -> None:
+        tcp = packet if isinstance(packet, TcpPacket) else None
         limit = max(nominal.at, nominal.end or 0) + PACKET_PATIENCE
         live = self._sniff(flow, limit, tcp is None)
         if live is None:
@@ -465,11 +519,21 @@ class Interpreter:
     def _last_pos(self) -> Pos:
         return self.script.events[-1].pos
 
-    def _row(self, mark: str, text: str, pos: Pos) -> None:
-        self._notes.append(Row(self.port.now, mark, text, pos))
+    def _row(self, mark: str, text: str, pos: Pos, flow: Flow | None = None) -> None:
+        self._notes.append(Row(self.port.now, mark, text, pos, flow=flow))
 
     @property
     def rows(self) -> list[Row]:
         """The exchange so far.  Emitted packets become text only now, when their flow is known best."""
-        return [row if row.raw is None else replace(row, text=live_text(codec.decode(row.raw), row.flow))
-                for row in self._notes]
+        ends = {(flow.local, flow.remote): flow for flow in self.world.flows if flow.known()}
+        return [self._told(row, ends) for row in self._notes]
+
+    @staticmethod
+    def _told(row: Row, ends: dict[tuple[tuple[str, int], tuple[str, int]], Flow]) -> Row:
+        flow, text = row.flow, row.text
+        if row.raw is not None:
+            live = codec.decode(row.raw)
+            if live.tcp is not None:
+                flow = ends.get(((live.src, live.tcp.sport), (live.dst, live.tcp.dport)), flow)
+            text = live_text(live, flow)
+        return replace(row, text=f"{flow.name} {text}" if flow is not None and flow.name else text)

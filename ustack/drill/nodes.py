@@ -99,7 +99,20 @@ class Struct:
         return None
 
 
-Value = Dots | Int | Name | Text | Or | Array | CallValue | Struct
+@dataclass(frozen=True, slots=True)
+class Label:
+    """`@name`, `@name.index` (from 1) or `@name*count`: client connections by name, our extension of the language."""
+
+    pos: Pos
+    name: str
+    index: int | None = None
+    count: int | None = None
+
+    def __str__(self) -> str:
+        return f"@{self.name}" + ("" if self.index is None else f".{self.index}") + ("" if self.count is None else f"*{self.count}")
+
+
+Value = Dots | Int | Name | Text | Or | Array | CallValue | Struct | Label
 
 
 # --- packets -----------------------------------------------------------------------------------------
@@ -155,6 +168,7 @@ class TcpPacket:
     win: int | None
     urg: int
     options: tuple[TcpOption, ...] | None
+    who: Label | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +183,7 @@ class IcmpPacket:
     ident: int | None
     mtu: int | None
     quoted: tuple[int, int] | None
+    who: Label | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +260,9 @@ class OptionLine:
     value: str | None
 
 
+EXTENSIONS = "ustack_extensions"  # the option line without which they are mistakes
+
+
 @dataclass(frozen=True)
 class Script:
     path: str
@@ -253,6 +271,11 @@ class Script:
     events: tuple[Event, ...]
     cleanup: Command | None
     lines: tuple[str, ...] = field(default=(), repr=False)
+
+    @property
+    def extended(self) -> bool:
+        """Whether the script may use what packetdrill does not have."""
+        return any(line.name == EXTENSIONS for line in self.options)
 
     def line_text(self, pos: Pos) -> str:
         """The source line of a place, for messages."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ustack.drill.codec import address
-from ustack.drill.nodes import OptionLine, Script
+from ustack.drill.nodes import EXTENSIONS, OptionLine, Script
 from ustack.drill.parse import ScriptSyntaxError
 from ustack.drill.source import parse_define
 
@@ -77,6 +77,7 @@ class Options:
     strict_segments: bool = False
     send_omit_free: bool = False
     non_fatal: frozenset[str] = field(default_factory=frozenset)
+    ustack_extensions: bool = False
     # Not of the language: what only the command line has.
     strict: bool = False
     sysctl: tuple[tuple[str, str], ...] = ()
@@ -105,6 +106,7 @@ SETTINGS: dict[str, Callable[[str | None], Any]] = {
     "strict_segments": _flag,
     "send_omit_free": _flag,
     "non_fatal": _non_fatal,
+    EXTENSIONS: _flag,
 }
 FLAGS = frozenset(name for name, read in SETTINGS.items() if read is _flag)
 

@@ -54,7 +54,9 @@ class Flow:
     live_local_isn: int = 0
     live_remote_isn: int = 0
     script_ports: tuple[int, int] | None = None  # (local, remote) as written in packets, if written
+    next_isn: int | None = None  # of a SYN that asks for a new connection of the same client, until it is answered
     fd: int | None = None
+    name: str = ""  # @label.N of a client by name
     ts_live: dict[int, int] = field(default_factory=dict)
     ts_first: tuple[int, int] | None = None  # (script, live) of the first outbound TS val
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from importlib import resources
 from typing import Any
 
-from lark import Lark, Token, Transformer, v_args
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken, VisitError
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 from lark.tree import Meta
 
 from ustack.drill import nodes
@@ -29,6 +29,8 @@ _ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\", '"': b'
             "f": b"\f", "v": b"\v"}
 _DEFINE = re.compile(r"^[ \t]*" + DEFINE_LINE, re.M)
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|.)|([^\\]+)", re.S)
+_LABEL = re.compile(r"@([A-Za-z_][A-Za-z0-9_]*)(?:\.([0-9]+)|\*([0-9]+))?")
+_MOST_CLIENTS = 20_000  # fresh ports are from a range not much larger
 _TERMINAL_WORDS = {
     "INT": "an integer", "FLOAT": "a number", "HEX": "a hexadecimal number", "WORD": "a name",
     "FLAGS": "TCP flags", "BACKTICK": "a `command`", "CODE": "%{ code }%", "STAR": "'*'", "LT": "'<'",
@@ -39,7 +41,7 @@ _TERMINAL_WORDS = {
                    "RPAR": "')'",
     "LBRACE": "'{'", "RBRACE": "'}'", "COMMA": "','", "COLON": "':'", "EQUAL": "'='", "VBAR": "'|'",
                    "TILDE": "'~'",
-    "ECN_WORD": "an ECN word", "COUNTER": "an ECN counter",
+    "ECN_WORD": "an ECN word", "LABEL": "a @label", "COUNTER": "an ECN counter",
 }
 
 
@@ -115,13 +117,21 @@ def _unescape(token: Token) -> bytes:
     return out
 
 
-@v_args(meta=True)
-class _Builder(Transformer[Token, Any]):
-    """Tree to nodes.  Children are Tokens, nodes, or None where an optional part is missing."""
+class _Builder:
+    """Tree to nodes: the method of a rule gets its place and its children: Tokens, nodes, or None where an optional part is missing."""
 
     def __init__(self, source: Source) -> None:
-        super().__init__()
         self.source = source
+        self.labels: list[nodes.Label] = []
+        self._methods: dict[str, Callable[[Meta, list[Any]], Any]] = {}
+
+    def build(self, tree: Tree[Token]) -> Any:
+        """From the leaves up.  (lark's own Transformer wraps every method anew at every node.)"""
+        children = [self.build(child) if isinstance(child, Tree) else child for child in tree.children]
+        method = self._methods.get(tree.data)
+        if method is None:
+            method = self._methods[tree.data] = getattr(self, tree.data)
+        return method(tree.meta, children)
 
     # -- helpers
     def pos(self, at: Meta | Token) -> Pos:
@@ -146,6 +156,17 @@ class _Builder(Transformer[Token, Any]):
 
     def dots(self, meta: Meta, c: list[Token]) -> nodes.Dots:
         return nodes.Dots(self.pos(meta))
+
+    def label(self, meta: Meta, c: list[Token]) -> nodes.Label:
+        token = c[0]
+        match = _LABEL.fullmatch(token)
+        assert match is not None
+        name, index, count = match.groups()
+        label = nodes.Label(self.pos(token), name, int(index) if index else None, int(count) if count else None)
+        if 0 in (label.index, label.count) or max(label.index or 1, label.count or 1) > _MOST_CLIENTS:
+            raise _Reject(token.start_pos or 0, f"clients are counted from 1 to {_MOST_CLIENTS}")
+        self.labels.append(label)
+        return label
 
     def text(self, meta: Meta, c: list[Token]) -> nodes.Text:
         return nodes.Text(self.pos(meta), b"".join(map(_unescape, c)))
@@ -290,7 +311,7 @@ class _Builder(Transformer[Token, Any]):
         return nodes.TcpOption(self.pos(meta), "ECN", counters=tuple(zip(names, counts, strict=True)))
 
     def tcp(self, meta: Meta, c: list[Any]) -> nodes.TcpPacket:
-        direction, ip, ports, flags, (start, end, length), ack, win, urg, options = c
+        who, direction, ip, ports, flags, (start, end, length), ack, win, urg, options = c
         outbound = direction is Direction.OUTBOUND
         if win is None and not outbound:
             raise _Reject(flags.start_pos, "an inbound packet needs 'win N'")
@@ -308,16 +329,18 @@ class _Builder(Transformer[Token, Any]):
             raise _Reject(flags.start_pos, str(error)) from None
         return nodes.TcpPacket(self.pos(meta), direction, ip or nodes.IpInfo(), ports, bits, start, end,
                                length,
-                               ack, win, urg or 0, None if options == "unchecked" else options or ())
+                               ack, win, urg or 0, None if options == "unchecked" else options or (),
+                               None if who is None else self.label(meta, [who]))
 
     def icmp(self, meta: Meta, c: list[Any]) -> nodes.IcmpPacket:
-        direction, ip, kind, code, ident, mtu, quoted = c
+        who, direction, ip, kind, code, ident, mtu, quoted = c
         return nodes.IcmpPacket(self.pos(meta), direction, ip or nodes.IpInfo(), str(kind),
-                                str(code) if code else None, ident, mtu, quoted)
+                                str(code) if code else None, ident, mtu, quoted,
+                                None if who is None else self.label(meta, [who]))
 
     def udp(self, meta: Meta, c: list[Any]) -> nodes.UdpPacket:
-        return nodes.UdpPacket(self.pos(meta), c[0], c[1] or nodes.IpInfo(),
-                               self.number_of(c[2], 0, 65507, "length"))
+        return nodes.UdpPacket(self.pos(meta), c[1], c[2] or nodes.IpInfo(),
+                               self.number_of(c[3], 0, 65507, "length"))
 
     # -- events
     def number(self, meta: Meta, c: list[Token]) -> int:
@@ -373,6 +396,8 @@ class _Builder(Transformer[Token, Any]):
             options.append(nodes.OptionLine(self.pos(c.pop(0)), name, _unquoted(value) if equals else None))
         events = tuple(c[1:-1])
         self.check_times(events)
+        if self.labels and all(line.name != nodes.EXTENSIONS for line in options):
+            raise _Misplaced(self.labels[0].pos, f"a label needs the option line --{nodes.EXTENSIONS}")
         return nodes.Script("", tuple(options), c[0], events, c[-1], self.source.lines)
 
     def check_times(self, events: tuple[nodes.Event, ...]) -> None:
@@ -416,19 +441,16 @@ def parse_text(text: str, path: str = "<script>", defines: Mapping[str, str] | N
             raise ScriptSyntaxError(path, Source(text, {}).place(match.start()), str(error)) from None
     source = Source(text, {**merged, **(defines or {})})
     try:
-        script: nodes.Script = _Builder(source).transform(_parser().parse(source.text))
+        script: nodes.Script = _Builder(source).build(_parser().parse(source.text))
     except UnexpectedInput as error:
         offset = error.pos_in_stream
         if offset is None or (isinstance(error, UnexpectedToken) and error.token.type == "$END"):
             offset = len(source.text)
         raise ScriptSyntaxError(path, source.place(offset), _explain(error, source)) from None
-    except VisitError as error:
-        cause = error.orig_exc
-        if isinstance(cause, _Reject):
-            raise ScriptSyntaxError(path, source.place(cause.offset), cause.message) from None
-        if isinstance(cause, _Misplaced):
-            raise ScriptSyntaxError(path, cause.pos, cause.message) from None
-        raise
+    except _Reject as cause:
+        raise ScriptSyntaxError(path, source.place(cause.offset), cause.message) from None
+    except _Misplaced as cause:
+        raise ScriptSyntaxError(path, cause.pos, cause.message) from None
     return nodes.Script(path, script.options, script.init, script.events, script.cleanup, script.lines)
 
 

@@ -57,6 +57,7 @@ class StackLike(Protocol):
     def take(self) -> Iterable[tuple[Any, ...]]: ...
     def next_timeout(self) -> int | None: ...
     def nstat(self) -> Mapping[str, int]: ...
+    def ss(self, args: str = "-tan") -> Iterable[Mapping[str, Any]]: ...
     def ss_text(self, args: str = "-tan") -> str: ...
     def route(self, text: str) -> Any: ...
     def link(self, mtu: int | None = None, *, refuse: bool | None = None,
@@ -154,6 +155,20 @@ class Port:
         """ethtool -K: super-segments reach the device only while both tso and gso are on."""
         self._offloads[feature] = on
         self.stack.link(super_segments=all(self._offloads.values()))
+
+    # -- looking
+    def queues(self, sock: Any) -> dict[str, int]:
+        """A listener's queues by `ss`, and by the stack's own view where it has one."""
+        number = sock.getsockname()[1]
+        end = f":{number}"
+        listening = [row for row in self.stack.ss("-tln") if str(row["local"]).endswith(end)]
+        half_open = [row for row in self.stack.ss("-tn state syn-recv") if str(row["local"]).endswith(end)]
+        out = {"syn": len(half_open), "accept": sum(int(row["recvq"]) for row in listening),
+               "limit": max((int(row["sendq"]) for row in listening), default=0)}
+        requests = getattr(self.stack, "requests", None)
+        if requests is not None:
+            out["young"] = sum(bool(row["young"]) for row in requests(sock))
+        return out
 
     # -- calls
     def submit(self, sock: Any, op: str, *args: Any) -> CompletionLike:

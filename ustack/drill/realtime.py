@@ -14,6 +14,7 @@ Who may call it: `namespace` only, in a process that has a namespace of its own.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -41,6 +42,7 @@ _VNET = struct.Struct("=BBHHHH")
 _NEEDS_CSUM, _GSO_TCPV4 = 1, 1
 _EVERY_POLL_BIT = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x40 | 0x80 | 0x100 | 0x200 | 0x2000
 _EDGE = 1 << 31
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 Packet = tuple[int, bytes]
 
@@ -258,7 +260,12 @@ class HostSocket:
         return HostSocket(sock), peer
 
     def disconnect(self) -> None:
-        libc_connect(self._sock.fileno(), struct.pack("=H14x", socket.AF_UNSPEC))
+        # Python has no form for this address.
+        _libc("connect", self._sock.fileno(), struct.pack("=H14x", socket.AF_UNSPEC), 16)
+
+    def listen(self, backlog: int) -> None:
+        # Python makes 0 of what is negative.
+        _libc("listen", self._sock.fileno(), backlog)
 
     def getsockopt(self, level: int, name: int, buflen: int) -> bytes:
         if not buflen:
@@ -289,12 +296,9 @@ class HostSocket:
         return next((mask for _, mask in self._edges.poll(0)), 0)
 
 
-def libc_connect(fd: int, address: bytes) -> None:
-    """connect() with an address that Python has no form for."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.connect(fd, address, len(address)):
+def _libc(name: str, *args: Any) -> None:
+    """A call past Python's own idea of it."""
+    if getattr(_LIBC, name)(*args):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
@@ -331,7 +335,10 @@ class HostKernel(RealStack):
         return self.namespace.counters()
 
     def ss(self, args: str = "-tan") -> Iterable[Mapping[str, Any]]:
-        return self.namespace.ss(args.replace("H", ""))
+        return self.namespace.ss(args)
+
+    def ss_text(self, args: str = "-tan") -> str:
+        return subprocess.run(["ss", *args.split()], capture_output=True, text=True, timeout=20).stdout
 
     def route(self, text: str) -> None:
         self.namespace.ip(f"route {text}{'' if 'congctl' in text or text.startswith('del') else self._congestion}\n")

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ustack.drill import nodes
+from ustack.drill import extensions, nodes
 from ustack.drill.interp import Interpreter
 from ustack.drill.nodes import Script, Syscall, Value
 from ustack.drill.options import Options, UnsupportedError, merge
@@ -52,7 +52,7 @@ def _check_call(script: Script, call: Syscall) -> None:
         raise ScriptSyntaxError(script.path, call.pos, f"unknown errno {call.errno}")
     if call.name in NOT_BUILT:
         raise UnsupportedError(f"{call.pos}: the system call {call.name}() is not built")
-    if not Syscalls.known(call.name):
+    if not Syscalls.known(call.name) or (call.name in extensions.NAMES and not script.extended):
         raise ScriptSyntaxError(script.path, call.pos, f"unknown system call {call.name}()")
 
 

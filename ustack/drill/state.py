@@ -13,7 +13,7 @@ from typing import Any
 
 from ustack.drill.codec import ACK, SYN
 from ustack.drill.epoll import Watches, notice
-from ustack.drill.nodes import Pos, TcpPacket
+from ustack.drill.nodes import IcmpPacket, Label, Pos, TcpPacket
 from ustack.drill.options import Options
 from ustack.drill.packets import Flow, FlowState
 
@@ -48,6 +48,7 @@ class World:
         self.flows: list[Flow] = []
         self.under_test: Flow | None = None
         self.fds: dict[int, Descriptor] = {}
+        self._clients: dict[str, list[Flow]] = {}
         self._ports = random.Random(f"remote ports {options.seed}")
         self._used_ports: set[int] = set()
 
@@ -89,6 +90,43 @@ class World:
             flow.script_remote_isn = flow.live_remote_isn = packet.start
         return flow
 
+    def clients(self, label: Label) -> list[Flow]:
+        """The connections a label stands for; Failure if there are not as many."""
+        group = self._clients.get(label.name, [])
+        first = (label.index or 1) - 1
+        if label.index is None and label.count is None and len(group) > 1:
+            raise Failure("script", label.pos, f"@{label.name} is {len(group)} connections: say @{label.name}.N or @{label.name}*N")
+        last = first + (label.count or 1)
+        if last > len(group):
+            raise Failure("script", label.pos, f"@{label.name} is {len(group)} connections: there is no {label}")
+        return group[first:last]
+
+    def size_of(self, label: Label) -> int:
+        """How many connections have the label's name."""
+        return len(self._clients.get(label.name, ()))
+
+    def clients_for_inbound(self, label: Label, packet: TcpPacket | IcmpPacket) -> list[Flow]:
+        """The same for an inbound packet, which makes them when the name is new.
+
+        A SYN with another initial number than the connection's begins a new connection of the same client.
+        """
+        if label.name not in self._clients:
+            if label.index is not None or not isinstance(packet, TcpPacket):
+                raise Failure("script", label.pos, f"there is no connection @{label.name} yet")
+            made = [self.new_flow() for _ in range(label.count or 1)]
+            for number, flow in enumerate(made, 1):
+                flow.name = f"@{label.name}" + (f".{number}" if label.count else "")
+                flow.state = FlowState.PASSIVE_RECEIVED
+                flow.script_remote_isn = flow.live_remote_isn = packet.start
+                self._tuple_of_server(flow)
+            self._clients[label.name] = made
+        found = self.clients(label)
+        if isinstance(packet, TcpPacket) and packet.flags & BOTH == SYN:
+            for flow in found:
+                flow.next_isn = packet.start if packet.start != flow.script_remote_isn else None
+        self.under_test = found[-1]
+        return found
+
     def flow_for_outbound(self, packet: TcpPacket | None, pos: Pos) -> Flow:
         """The flow an outbound packet must belong to; notes the script's initial sequence number."""
         flow = self.under_test
@@ -102,7 +140,12 @@ class World:
     @staticmethod
     def learn_isn(flow: Flow, packet: TcpPacket, live_seq: int) -> None:
         """The stack's SYN-ACK for a child: pair its sequence number with the script's."""
-        if flow.state is FlowState.PASSIVE_RECEIVED and packet.flags & BOTH == BOTH:
+        if packet.flags & BOTH != BOTH:
+            return
+        if flow.next_isn is not None:
+            flow.script_remote_isn = flow.live_remote_isn = flow.next_isn
+            flow.state, flow.next_isn = FlowState.PASSIVE_RECEIVED, None
+        if flow.state is FlowState.PASSIVE_RECEIVED:
             flow.state = FlowState.PASSIVE_ANSWERED
             flow.script_local_isn, flow.live_local_isn = packet.start, live_seq
 

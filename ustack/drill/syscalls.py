@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ustack.drill import epoll, messages, nodes, sockopts, values
+from ustack.drill import epoll, extensions, messages, nodes, sockopts, values
 from ustack.drill.nodes import Syscall
 from ustack.drill.options import UnsupportedError
 from ustack.drill.packets import Flow, FlowState
@@ -82,8 +82,8 @@ def _count(completion: CompletionLike) -> Returned:
 
 
 class Syscalls:
-    def __init__(self, world: World, port: Port) -> None:
-        self.world, self.port = world, port
+    def __init__(self, world: World, port: Port, waiting: Callable[[list[Flow]], str | None] = lambda flows: None) -> None:
+        self.world, self.port, self.waiting = world, port, waiting
 
     def start(self, call: Syscall) -> Started:
         """Begin the call; UnsupportedError if there is no such call here."""
@@ -145,13 +145,14 @@ class Syscalls:
         return Started(self.port.at_once(self.port.stack.socket), finish)
 
     def call_accept(self, call: Syscall) -> Started:
-        return self._accept(call, values.args(call, 3)[0], 0)
+        fd, address, _size = values.args(call, 3)
+        return self._accept(call, fd, 0, address)
 
     def call_accept4(self, call: Syscall) -> Started:
-        fd, _address, _size, flags = values.args(call, 4)
-        return self._accept(call, fd, values.number(flags))
+        fd, address, _size, flags = values.args(call, 4)
+        return self._accept(call, fd, values.number(flags), address)
 
-    def _accept(self, call: Syscall, listener: nodes.Value, flags: int) -> Started:
+    def _accept(self, call: Syscall, listener: nodes.Value, flags: int, address: nodes.Value) -> Started:
         def finish(done: CompletionLike) -> Returned:
             if done.errno is not None:
                 return Returned(-1, done.errno)
@@ -159,6 +160,8 @@ class Syscalls:
             fd = self._script_fd(call)
             sock.setblocking(not flags & _SOCK_NONBLOCK)
             flow = self.world.accepted(fd, (peer[0], peer[1]), call.pos)
+            if isinstance(address, nodes.Label) and flow not in self.world.clients(address):
+                raise Failure("syscall", address.pos, "accept() returned another client's connection", str(address), flow.name)
             self.world.open_fd(fd, Descriptor("tcp", sock, flow, bool(flags & _SOCK_NONBLOCK)), call.pos)
             return Returned(fd)
 
@@ -237,6 +240,13 @@ class Syscalls:
             return Returned(0)
 
         return Started(self.port.at_once(descriptor.sock.ioctl, code), finish)
+
+    # -- not of packetdrill
+    def call_queue(self, call: Syscall) -> Started:
+        return Started(extensions.queue(call, self._tcp(call.args[0]).sock, self.port), _count)
+
+    def call_silent(self, call: Syscall) -> Started:
+        return Started(extensions.silent(call, self.world, self.waiting, self.port), _count)
 
     # -- options
     def call_setsockopt(self, call: Syscall) -> Started:
