@@ -100,8 +100,10 @@ def main() -> int:
     finally:
         run.close()
         net.remove_all()
-    out = {"machine": machine_facts(), "rounds": rounds, "seconds": plan.seconds, "quick": args.quick,
-           "peers": {p.name: {"title": p.title, "version": p.version} for p in taking}, "rows": measure.results(todo, run)}
+    facts = machine_facts()
+    taken = {"date": facts.pop("date"), "commit": facts.pop("commit"), "rounds": rounds, "seconds": plan.seconds, "quick": args.quick}
+    out = {"machine": facts, "peers": {p.name: {"title": p.title, "version": p.version} for p in taking},
+           "rows": measure.results(todo, run, taken)}
     print(tables.text(out["rows"]))
     if args.json:
         if args.json.exists():

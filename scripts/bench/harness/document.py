@@ -24,9 +24,16 @@ def _grid(head: list[str], body: list[list[str]], right: int = 1) -> str:
 
 def machine(results: dict[str, Any]) -> str:
     m = results["machine"]
-    return (f"Measured {m['date']} at commit {m['commit']}: {m['cores']} cores of {m['cpu']}, Linux {m['kernel']}, Python {m['python']}, "
-            f"gcc {m['gcc']}; {results['rounds']} rounds of {results['seconds']} s samples."
-            + (" A quick run: 200,000 half-open connections where a million is said, and preliminary in all." if results["quick"] else ""))
+    taken = [row["taken"] for row in results["rows"].values()]
+
+    def all_of(key: str) -> str:
+        return " and ".join(sorted({str(t[key]) for t in taken}))
+    quick = [name for name, row in results["rows"].items() if row["taken"]["quick"]]
+    text = (f"Measured {all_of('date')} at commit {all_of('commit')}: {m['cores']} cores of {m['cpu']}, Linux {m['kernel']}, Python {m['python']}, "
+            f"gcc {m['gcc']}; {all_of('rounds')} rounds of {all_of('seconds')} s samples.")
+    if quick:
+        text += f" Preliminary, from a quick run (200,000 half-open connections where a million is said): {', '.join(quick)}."
+    return text
 
 
 def _ratio(row: dict[str, Any], to: str) -> list[str]:

@@ -127,8 +127,8 @@ def ratio(row: Row, samples: dict[str, list[Sample | None]], peer: str, to: str)
     return {"median": statistics.median(pairs) if pairs else a["median"] / b["median"] if b["median"] else 0.0, "best": a["best"] / b["best"]}
 
 
-def results(rows: Sequence[Row], measurement: Measurement) -> dict[str, Any]:
-    """The JSON of the rows: figures by peer, ratios of ustack to every other."""
+def results(rows: Sequence[Row], measurement: Measurement, taken: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON of the rows: figures by peer, ratios of ustack to every other; taken: when and how, kept with each row."""
     out: dict[str, Any] = {}
     for row in rows:
         samples = measurement.samples.get(row.name, {})
@@ -137,7 +137,7 @@ def results(rows: Sequence[Row], measurement: Measurement) -> dict[str, Any]:
         out[row.name] = {
             "title": row.title, "unit": row.unit, "better": row.better, "figures": figures, "ratios": ratios,
             "must": {k: v for k, v in (("limit", row.to_limit), ("kernel", row.to_kernel)) if v is not None},
-            "most": row.most,
+            "most": row.most, "taken": taken or {},
             "values": {name: [None if s is None else round(s["value"], 3) for s in taken] for name, taken in samples.items()},
         }
     return out
@@ -162,5 +162,7 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
             if mine and peer != "ustack" and peer not in ratios and figure["median"] and figure["best"]:
                 ratios[peer] = {"median": mine["median"] / figure["median"], "best": mine["best"] / figure["best"]}
         row["ratios"] = ratios
+        if anchored:
+            row["taken"] = kept["taken"]
         out[name] = row
     return out
