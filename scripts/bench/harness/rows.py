@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from . import build, net
 from .peers import Peer
@@ -63,7 +63,7 @@ class Row:
     most: float | None = None               # the value itself must not exceed this
     without: frozenset[str] = frozenset()   # peers that cannot run it or have no such thing
     rounds: int | None = None               # fewer than the others, because one takes long
-    keeps: bool = field(default=False)      # the server is as good as new afterwards and may serve the next sample
+    keeps: bool = False                     # the server is as good as new afterwards and may serve the next sample
 
 
 def run_client(peer: Peer, server: Server, *words: str, cpu: int | None = None, timeout: float = 60) -> Sample:
