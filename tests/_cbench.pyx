@@ -143,8 +143,8 @@ cdef class Flood:
         self.e.cfg.tcp_max_syn_backlog = 0x7fffffff
         route_default(self.e, True)
         addr_add(self.e, SERVER, 24, False)
-        # A stack that has run for a while has touched every page of its table.
-        for i in range(0, self.e.ehash.mask_full + 1, 512):
+        # A stack that has run for a while has touched every page of its first, small table; the whole one is made when it is needed.
+        for i in range(0, self.e.ehash.mask + 1, 512):
             self.e.ehash.bucket[i] = 0
         sk = user_socket(self.e)
         if sk == NULL or user_bind(self.e, sk, 0, 80) != 0 or user_listen(self.e, sk, backlog) != 0:
