@@ -126,3 +126,51 @@ def test_engine_events_is_a_list_since_the_last_call():
     engine.receive(b"junk", now=5)
     assert [(e.at, e.kind, e.info["listener"]) for e in engine.events()] == [(5, "drop", None)]
     assert engine.events() == []
+
+
+# ---- what was kept first and goes later ---------------------------------------------------------------------------------------
+def fragment(first, last, ident=7, offset=0):
+    from scapy.all import IP, Raw
+
+    return bytes(IP(src="192.0.2.2", dst="192.0.2.1", proto=6, id=ident, frag=offset // 8, flags=0 if last else "MF") / Raw(bytes(last or first)))
+
+
+def test_fragments_that_wait_in_vain_are_dropped_by_name():
+    with Testbed() as t, t.stack.events() as stream:
+        for offset in (8, 24):
+            t.inject(fragment(8, 0, offset=offset))
+        t.advance(31_000_000_000)
+        assert t.stack.drops() == {"FRAG_REASM_TIMEOUT": 2}
+        assert [(e.at, e.info["reason"], e.peer[0]) for e in stream] == [(30_000_000_000, "FRAG_REASM_TIMEOUT", "192.0.2.2")] * 2
+        t.swallow()
+
+
+def test_fragments_of_a_reused_id_are_too_far():
+    with Testbed(sysctl={"net.ipv4.ipfrag_max_dist": 2}) as t:
+        t.inject(fragment(8, 0, ident=1))
+        for ident in range(2, 6):
+            t.inject(fragment(8, 0, ident=ident))
+        t.inject(fragment(8, 0, ident=1, offset=16))
+        assert t.stack.drops() == {"FRAG_TOO_FAR": 1}
+
+
+def test_out_of_order_data_that_is_covered_is_a_drop_and_an_event():
+    with Testbed() as t:
+        t.connect(1000, 0)
+        conn, _ = t.listener.accept()
+        with t.stack.events() as stream:
+            t.line("0.1 < . 101:201 ack 1 win 512 <nop,nop,TS 1000 0>")
+            t.line("0.1 < . 51:301 ack 1 win 512 <nop,nop,TS 1000 0>")
+            assert [(e.info["reason"], e.peer[1], e.info["listener"]) for e in stream] == [("TCP_OFOMERGE", 1000, None)]
+        assert t.stack.drops() == {"TCP_OFOMERGE": 1}
+        conn.close()
+        t.swallow()
+
+
+def test_no_socket_for_a_child_is_named():
+    with Testbed(limits={"sockets": 1}) as t:
+        t.line(f"0 2000 < S 0 win 65535 {OPTS}")
+        ts = t.flow(2000).out[0][1]
+        t.line(f"0 2000 < . 1 ack ={ts['TCP'].seq + 1} win 512 <nop,nop,TS 1000 ={dict(ts['TCP'].options)['Timestamp'][0]}> ! POOL_TCB")
+        assert t.stack.drops(t.listener) == {"POOL_TCB": 1}
+        t.swallow()

@@ -9,6 +9,7 @@
 
 from libc.string cimport memcpy, memmove, memset
 
+from ustack.core.drops cimport drop_late
 from ustack.core.icmp cimport ICMP_EXC_FRAGTIME, ICMP_TIME_EXCEEDED, icmp_send
 from ustack.core.ipopt cimport ip_options_compile
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free
@@ -19,8 +20,8 @@ from ustack.core.stats cimport (
     MIB_IpExtReasmOverlaps, MIB_IpReasmFails, MIB_IpReasmOKs, MIB_IpReasmReqds, MIB_IpReasmTimeout, mib_inc,
 )
 from ustack.core.types cimport (
-    CSUM_NONE, DROP_DUP_FRAG, DROP_FRAG_MEMORY, DROP_FRAG_OVERLAP, DROP_NOT_SPECIFIED, NS_PER_SEC, REF_SHIFT, TM_FRAG, idx_t, ns_t,
-    seg_t, uint8_t, uint16_t, uint32_t,
+    CSUM_NONE, DROP_DUP_FRAG, DROP_FRAG_MEMORY, DROP_FRAG_OVERLAP, DROP_FRAG_REASM_TIMEOUT, DROP_FRAG_TOO_FAR, DROP_NOT_SPECIFIED, NS_PER_SEC,
+    REF_SHIFT, TM_FRAG, flow_t, idx_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_disarm
 from ustack.core.wire cimport IP_DF, IP_MF, IP_OFFSET, put16, wire_ip_csum_set, wire_parse_ip, wire_parse_ip_head
@@ -79,6 +80,14 @@ cdef inline void frag_kill(engine_t* e, idx_t i) noexcept nogil:
     pool_free(&e.frag, i)
 
 
+cdef inline void frag_discard_(engine_t* e, frag_t* q, int reason) noexcept nogil:
+    # What has been kept of a datagram goes.
+    cdef flow_t flow = flow_t(q.dst, q.src, 0, 0)
+    while q.kept != 0:
+        drop_late(e, &flow, reason)
+        q.kept -= 1
+
+
 cdef inline idx_t frag_find_(engine_t* e, const seg_t* s) noexcept nogil:
     # The datagram of a fragment, made if it is the first; 0 if memory is short.
     cdef idx_t* head = &e.frag_hash[frag_slot_(s.src, s.dst, s.ip_id)]
@@ -120,6 +129,7 @@ cdef inline void frag_reinit_if_far_(engine_t* e, frag_t* q, idx_t i) noexcept n
     if q.n == 0 or q.rid - before <= <uint32_t>e.cfg.ipfrag_max_dist:
         return
     mib_inc(&e.stats, MIB_IpReasmFails)
+    frag_discard_(e, q, DROP_FRAG_TOO_FAR)
     wheel_arm(&e.wheel, (<uint32_t> TM_FRAG << REF_SHIFT) | i, e.now + <ns_t>e.cfg.ipfrag_time * NS_PER_SEC)
     e.frag_mem -= q.truesize - FRAG_QUEUE_SIZE
     q.truesize = FRAG_QUEUE_SIZE
@@ -229,11 +239,13 @@ cdef inline int ip_defrag(engine_t* e, seg_t* s) noexcept nogil:
         if reason == DROP_FRAG_OVERLAP:
             mib_inc(&e.stats, MIB_IpExtReasmOverlaps)
     if reason != 0:
+        frag_discard_(e, q, reason)
         frag_kill(e, i)
         mib_inc(&e.stats, MIB_IpReasmFails)
         return reason
     memcpy(frag_payload_(e, i) + start, s.l4, end - start)
     q.have += end - start
+    q.kept += 1
     q.ecn |= <uint8_t>(1 << (s.tos & 3))
     size = frag_truesize_(s.ip_len)
     q.truesize += size
@@ -262,6 +274,7 @@ cdef inline void ip_expire(engine_t* e, idx_t i) noexcept nogil:
     cdef int type
     if first:
         memcpy(ip, q.hdr, q.hdr_len)
+    frag_discard_(e, q, DROP_FRAG_REASM_TIMEOUT)
     frag_kill(e, i)
     mib_inc(&e.stats, MIB_IpReasmFails)
     mib_inc(&e.stats, MIB_IpReasmTimeout)

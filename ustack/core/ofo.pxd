@@ -10,6 +10,7 @@ from ustack.core.types cimport (
 from ustack.core.delack cimport (
     grow_truesize_, inet_csk_schedule_ack, tcp_data_ecn_check, tcp_measure_rcv_mss, tcp_sack_compress_send_ack,
 )
+from ustack.core.drops cimport sk_drop_late
 from ustack.core.ofotree cimport ofo_floor, ofo_link, ofo_unlink
 from ustack.core.prune cimport tcp_try_rmem_schedule
 from ustack.core.rcvfin cimport tcp_fin
@@ -24,7 +25,7 @@ from ustack.core.sock cimport rr_at, sk_data_ready, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKOfoSent, MIB_TcpExtTCPDSACKOldSent, MIB_TcpExtTCPOFODrop, MIB_TcpExtTCPOFOMerge,
-    MIB_TcpExtTCPOFOQueue, drop_inc, mib_inc,
+    MIB_TcpExtTCPOFOQueue, mib_inc,
 )
 from ustack.core.tcb cimport SF_ACCEPTED, SF_DEAD, sklos_t, tcb_t
 
@@ -146,7 +147,7 @@ cdef inline bint tcp_ofo_queue(engine_t* e, tcb_t* sk) noexcept nogil:
         if not after(r.end_seq, sk.rcv_nxt):
             rcv_free_record(e, sk, i)
             sk_los(e, sk).drops += 1
-            drop_inc(&e.stats, DROP_TCP_OFO_DROP)
+            sk_drop_late(e, sk, DROP_TCP_OFO_DROP)
             continue
         fin = r.fin != 0
         if rr_try_coalesce(e, sk, sk.rq_tail, r):
@@ -181,7 +182,7 @@ cdef inline void ofo_merge_right_(engine_t* e, tcb_t* sk, idx_t n) noexcept nogi
 cdef inline void ofo_drop_covered_(engine_t* e, tcb_t* sk, idx_t i) noexcept nogil:
     mib_inc(&e.stats, MIB_TcpExtTCPOFOMerge)
     sk_los(e, sk).drops += 1
-    drop_inc(&e.stats, DROP_TCP_OFOMERGE)
+    sk_drop_late(e, sk, DROP_TCP_OFOMERGE)
     ofo_unlink(e, sk, i)
     rcv_free_record(e, sk, i)
 

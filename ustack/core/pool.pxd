@@ -128,6 +128,11 @@ cdef inline bint pool_live(pool_t* pool, idx_t i, uint32_t gen) noexcept nogil:
     return (gen & 1) != 0 and pool.gens[i] == gen
 
 
+cdef inline bint pool_is_empty(const pool_t* pool) noexcept nogil:
+    # Will pool_alloc return 0?
+    return pool.used == pool.cap
+
+
 cdef inline idx_t pool_alloc(pool_t* pool) noexcept nogil:
     # 0 when exhausted.
     cdef uint32_t i = pool.free_head

@@ -6,6 +6,7 @@
 # before they queue a segment.
 
 from ustack.core.types cimport DROP_TCP_OFO_QUEUE_PRUNE, idx_t, int32_t, seg_t, uint32_t
+from ustack.core.drops cimport sk_drop_late
 from ustack.core.ofotree cimport ofo_link, ofo_unlink
 from ustack.core.pool cimport pool_alloc
 from ustack.core.rcvq cimport rcv_charge, rcv_free_record, rq_unlink, rr_len
@@ -16,7 +17,7 @@ from ustack.core.skmem cimport sk_rmem_schedule, tcp_under_memory_pressure
 from ustack.core.sock cimport rr_at, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
-    MIB_TcpExtOfoPruned, MIB_TcpExtPruneCalled, MIB_TcpExtRcvPruned, MIB_TcpExtTCPRcvCollapsed, drop_inc, mib_inc,
+    MIB_TcpExtOfoPruned, MIB_TcpExtPruneCalled, MIB_TcpExtRcvPruned, MIB_TcpExtTCPRcvCollapsed, mib_inc,
 )
 from ustack.core.tcb cimport tcb_t
 
@@ -207,7 +208,7 @@ cdef inline bint tcp_prune_ofo_queue(engine_t* e, tcb_t* sk, const seg_t* s) noe
         ofo_unlink(e, sk, i)
         rcv_free_record(e, sk, i)
         sk_los(e, sk).drops += 1
-        drop_inc(&e.stats, DROP_TCP_OFO_QUEUE_PRUNE)
+        sk_drop_late(e, sk, DROP_TCP_OFO_QUEUE_PRUNE)
         if sk.los.ofo_tail == 0 or goal <= 0:
             if tcp_can_ingest(sk) and not tcp_under_memory_pressure(e):
                 break

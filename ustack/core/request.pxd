@@ -19,6 +19,7 @@ from ustack.core.ipout cimport ipout_ack_reply, ipout_rst_reply
 from ustack.core.listen cimport child_forget_, listener_successor
 from ustack.core.listenhook cimport listenhook_ack, listenhook_overflow, listenhook_synack
 from ustack.core.paws cimport tcp_ack_rate_limited, tcp_in_window, tcp_paws_reject
+from ustack.core.pool cimport pool_is_empty
 from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqext_t
 from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.seqno cimport after, between, u32_max
@@ -34,8 +35,8 @@ from ustack.core.stats cimport (
 from ustack.core.synack cimport req_ext, req_ts_off, req_tsval_last, synack_repeat
 from ustack.core.tcb cimport SF_REFUSED, tcb_t
 from ustack.core.types cimport (
-    DROP_HOOK, DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS, DROP_TCP_INVALID_SYN,
-    DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_LISTEN_RST, DROP_TCP_MD5UNEXPECTED, DROP_TCP_MINTTL, DROP_TCP_REQ_NOACK,
+    DROP_HOOK, DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_POOL_TCB, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS, DROP_TCP_INVALID_SYN,
+    DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE, DROP_TCP_LISTEN_RST, DROP_TCP_MD5UNEXPECTED, DROP_TCP_MINTTL, DROP_TCP_REQ_NOACK,
     DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_TSECR, NS_PER_MS, NS_PER_SEC, OPT_MD5, OPT_TS, REF_SHIFT,
     TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, TM_REQ, idx_t, int32_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
@@ -93,7 +94,7 @@ cdef inline int listen_ack_(engine_t* e, tcb_t* lsk, seg_t* s) noexcept nogil:
             acceptq_push(e, lsk.listener, child)
             return child_process_(e, lsk, child, s)
         if why >= 0:
-            return why
+            return no_child_reason_(e, lsk.listener) if why == DROP_TCP_LISTEN_OVERFLOW else why
     ipout_rst_reply(e, s)
     if why == COOKIE_REFUSED:
         return DROP_HOOK
@@ -169,17 +170,25 @@ cdef inline int req_embryonic_reset_(engine_t* e, idx_t ri, const seg_t* s) noex
     return DROP_TCP_RESET if s.flags & TH_RST else DROP_TCP_INVALID_SYN
 
 
-cdef inline int req_overflow_(engine_t* e, idx_t ri, bint migrated, const seg_t* s, bint reset) noexcept nogil:
+cdef inline int no_child_reason_(engine_t* e, idx_t li) noexcept nogil:
+    # Why tcp_create_child made none: the accept queue, the pool of sockets, or no way back to the client.
+    if acceptq_is_full(lst_at(e, li)):
+        return DROP_TCP_LISTEN_OVERFLOW
+    return DROP_POOL_TCB if pool_is_empty(&e.tcb) else DROP_TCP_NO_ROUTE
+
+
+cdef inline int req_overflow_(engine_t* e, idx_t li, idx_t ri, bint migrated, const seg_t* s, bint reset) noexcept nogil:
     # No room for the child (facts E3); counted by whoever said so. reset: as with tcp_abort_on_overflow.
+    cdef int reason = no_child_reason_(e, li)
     if migrated:
         mib_inc(&e.stats, MIB_TcpExtTCPMigrateReqFailure)
     if not e.cfg.tcp_abort_on_overflow and not reset:
         req_at(e, ri).flags |= RQ_ACKED
-        return DROP_TCP_LISTEN_OVERFLOW
+        return reason
     ipout_rst_reply(e, s)
     mib_inc(&e.stats, MIB_TcpExtEmbryonicRsts)
     req_drop(e, ri)
-    return DROP_TCP_LISTEN_OVERFLOW
+    return reason
 
 
 cdef inline int req_ask_(engine_t* e, tcb_t* lsk, idx_t ri, const seg_t* s) noexcept nogil:
@@ -217,7 +226,7 @@ cdef inline int req_promote_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint s
         tos = ext_at(e, rq.ext).tos
     child = tcp_create_child(e, lsk, rq, ri, s, tos, room == HOOK_ACCEPT)
     if child == NULL:
-        return req_overflow_(e, ri, migrated, s, room == HOOK_RESET)
+        return req_overflow_(e, lsk.listener, ri, migrated, s, room == HOOK_RESET)
     if saw_ts and not after(s.seq, rq.risn + 1):
         child.ts_recent = s.tsval
     tcp_synack_rtt_meas(e, child, -1 if repeated else (e.now - sent) // 1000)

@@ -113,6 +113,7 @@ cdef struct frag_t:             # one datagram in reassembly; its bytes and runs
     uint32_t max_size           # largest fragment
     uint32_t max_df_size        # largest one with DF
     uint32_t truesize
+    uint32_t kept               # fragments in it
 
 cdef struct ipopt_t:            # IP options of the packet in process, as the receiver has filled them in; see ipopt.pxd
     uint8_t data[40]
