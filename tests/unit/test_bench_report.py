@@ -83,6 +83,8 @@ def test_what_must_hold_is_said_in_both_outputs() -> None:
 
     rows = result(limit=100, kernel=50, ustack=80)
     assert "must >= 0.85: MISSED" in tables.text(rows) and "must >= 1.5: holds" in tables.text(rows)
+    assert tables.verdicts(rows) == [("work to the limit (0.80, must >= 0.85)", False), ("work to the kernel (1.60, must >= 1.5)", True)]
+    assert "1 of 2 that must hold do, these do not:" in tables.text(rows)
     line = document.must({"rows": rows}).splitlines()[-1]
     assert "**no**" in line and "| 0.80 |" in line and "| yes |" in line
 

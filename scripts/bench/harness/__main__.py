@@ -91,26 +91,26 @@ def main() -> int:
         except build.Broken as exc:
             say(f"{peer.name} does not build: {exc}")
             failures.append(f"{peer.name} does not build")
+    facts = machine_facts()
+    taken = {"date": facts.pop("date"), "commit": facts.pop("commit"), "rounds": rounds, "seconds": plan.seconds, "quick": args.quick}
+    before = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"peers": {}, "rows": {}}
+    out: dict[str, Any] = {"machine": facts, "peers": {**before["peers"], **{p.name: {"title": p.title, "version": p.version} for p in taking}}}
     start = time.monotonic()
     run = measure.Measurement(taking, plan, say)
+    done: list[rows.Row] = []
     try:
         for row in todo:
             say(f"{time.monotonic() - start:6.0f} s  {row.name}")
             run.take(row, rounds)
+            done.append(row)
+            if args.json:                   # after each row: a run that is ended keeps what it has
+                out["rows"] = measure.merge(before["rows"], measure.results(done, run, taken))
+                args.json.write_text(json.dumps(out, indent=1) + "\n")
     finally:
         run.close()
         net.remove_all()
-    facts = machine_facts()
-    taken = {"date": facts.pop("date"), "commit": facts.pop("commit"), "rounds": rounds, "seconds": plan.seconds, "quick": args.quick}
-    out = {"machine": facts, "peers": {p.name: {"title": p.title, "version": p.version} for p in taking},
-           "rows": measure.results(todo, run, taken)}
-    print(tables.text(out["rows"]))
-    if args.json:
-        if args.json.exists():
-            old = json.loads(args.json.read_text())
-            out["rows"] = measure.merge(old["rows"], out["rows"])
-            out["peers"] = {**old["peers"], **out["peers"]}
-        args.json.write_text(json.dumps(out, indent=1) + "\n")
+    print(tables.text(measure.results(done, run, taken)))
+    out["rows"] = measure.merge(before["rows"], measure.results(done, run, taken))
     if args.plots:
         plots.draw(out, args.plots)
     failures += run.failures

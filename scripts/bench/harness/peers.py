@@ -17,7 +17,7 @@ from pathlib import Path
 from . import build, net
 from .process import Server, resident, slab_bytes, slab_objects
 
-SERVER_SECONDS = "600"      # no server outlives this, whatever becomes of the harness
+SERVER_SECONDS = "3600"     # no server outlives this, whatever becomes of the harness
 
 
 @dataclass

@@ -29,6 +29,20 @@ def met(row: dict[str, Any], to: str) -> bool | None:
     return got >= must if row["better"] == "more" else got <= must
 
 
+def verdicts(rows: dict[str, Any]) -> list[tuple[str, bool]]:
+    """All that must hold and was measured: what, and whether it does."""
+    out = []
+    for name, row in rows.items():
+        for to in ("limit", "kernel"):
+            if (holds := met(row, to)) is not None:
+                sign = ">=" if row["better"] == "more" else "<="
+                out.append((f"{name} to the {to} ({row['ratios'][to]['median']:.2f}, must {sign} {row['must'][to]})", holds))
+        if row["most"] is not None and "ustack" in row["figures"]:
+            value = row["figures"]["ustack"]["median"]
+            out.append((f"{name} ({figure(value)} {row['unit']}, must <= {figure(row['most'])})", value <= row["most"]))
+    return out
+
+
 def text(rows: dict[str, Any]) -> str:
     """For a terminal: a block per row, a line per peer."""
     out: list[str] = []
@@ -46,4 +60,9 @@ def text(rows: dict[str, Any]) -> str:
             if peer == "ustack" and row["most"] is not None:
                 line += f"   must <= {figure(row['most'])}: {'holds' if f['median'] <= row['most'] else 'MISSED'}"
             out.append(line + ("   (noisy)" if f["noisy"] else ""))
+    said = verdicts(rows)
+    if said:
+        missed = [f"  {what}" for what, holds in said if not holds]
+        out.append(f"{len(said) - len(missed)} of {len(said)} that must hold do" + (", these do not:" if missed else "."))
+        out += missed
     return "\n".join(out)
