@@ -767,7 +767,7 @@ cdef class Cc:
         self.e.now = now
         self.e.tso_max = 65536
         prng_seed(&self.e.prng, <const uint8_t*>b"seed", 4)
-        self.e.cc_user = &own_ops
+        self.e.cc_user[0] = &own_ops
         skopt_defaults(&self.opt)
         self.sk.opt = &self.opt
         self.sk.cc = <uint8_t>cc.cc_by_name(self.e, raw, <uint32_t>len(raw))

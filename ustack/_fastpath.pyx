@@ -17,7 +17,13 @@ from ustack.core.types cimport (
     TM_REQ, TM_RETRANS, TM_TW, flow_t, idx_t, ns_t, ref_t, seg_t,
 )
 from ustack.core.config cimport N_SYSCTLS, sysctl_table
-from ustack.core.cc cimport cc_by_name, cc_name
+from ustack.core.cc cimport (
+    CC_CAPSULE, CC_F_ECN, CC_F_PACING, CC_NAME_MAX, cc_abi, cc_by_name, cc_name, cc_ops_of, cc_ops_t, cc_register,
+)
+from ustack.core.cc_reno cimport reno_ssthresh, reno_undo_cwnd
+from ustack.core.cwnd cimport (
+    ack_sample_t, rate_sample_t, tcp_cong_avoid_ai, tcp_in_slow_start, tcp_is_cwnd_limited, tcp_slow_start,
+)
 from ustack.core.cc_bbr cimport bbr_get_info
 from ustack.core.ehash cimport ehash_lookup, ehash_walk_some, ustack_peek
 from ustack.core.engine cimport (
@@ -41,8 +47,8 @@ from ustack.core.recvmsg cimport tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts
 from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_fport, sk_handle, sk_lport,
-    sk_opt, sk_wake, tw_at, wait_at, waiter_finish,
+    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_ca, sk_fport, sk_handle,
+    sk_lport, sk_opt, sk_wake, tw_at, wait_at, waiter_finish,
 )
 from ustack.core.service cimport (
     SVC_CHARGEN, SVC_CHUNK, SVC_DISCARD, SVC_ECHO, SVC_HTTP, SVC_NONE, service_pump, service_set,
@@ -51,7 +57,12 @@ from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
 from ustack.core.state cimport LOG_RING, engine_t, event_t, route_t
 from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
 from ustack.core.steer cimport STEER_NOBODY, steer_home, steer_packet
-from ustack.core.tcb cimport CC_BBR, SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, skopt_t, tcb_t
+from ustack.core.rtt cimport minmax_get
+from ustack.core.sendq cimport tcp_packets_in_flight
+from ustack.core.seqno cimport u32_max, u32_min
+from ustack.core.tcb cimport (
+    CC_BBR, CC_USER, CC_USER_MAX, SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, skopt_t, tcb_t,
+)
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
     TXF_LOCAL, tx_batch_done, tx_batch_free, tx_copy_payload, tx_len, tx_payload, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
@@ -70,6 +81,7 @@ from ustack.errors import failure
 include "_border/lock.pxi"
 include "_border/mirror.pxi"
 include "_border/hooks.pxi"
+include "_border/congestion.pxi"
 include "_border/engine.pxi"
 include "_border/control.pxi"
 include "_border/views.pxi"

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ustack import congestion
 from ustack._shards import Twins
 from ustack._sockaux import Control, SocketIO, error_control, received_control
 from ustack.drivers.manual import WouldBlock
@@ -576,6 +577,8 @@ class Socket:
         """value: an int or the option's bytes (struct linger, timeval, a congestion control's name ...)."""
         if value is None:
             value = bytes(optlen or 0)
+        if (level, optname) == (_std.IPPROTO_TCP, _std.TCP_CONGESTION) and not isinstance(value, int):
+            congestion.provide(self._engine, value)
         self._driver.before_call()
         try:
             self._engine.setsockopt(self.handle, level, optname, value)

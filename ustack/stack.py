@@ -240,6 +240,13 @@ class Stack:
         """Install a C op-table (a PyCapsule of hooks_t, core/hooks.pxd), or None for none."""
         self._alone("an op-table").set_hooks(capsule)
 
+    def add_congestion_control(self, capsule: object) -> None:
+        """Register a congestion control in C (a PyCapsule of cc_ops_t, core/cc.pxd, docs/congestion.md): its name can then be chosen as a
+        built-in's. ValueError for another capsule; OSError(EINVAL, EEXIST, ENOSPC) for a table that will not do. For Python see
+        ustack.congestion."""
+        for engine in self.engines:
+            _fastpath.cc_add_table(engine, capsule)
+
     def bring_notes(self) -> None:
         """Log lines, parked connections and late hooks: what the core leaves for Python. The driver's matter."""
         for engine in self.engines:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING
 
-from ustack import _fastpath, _sysctl_inert
+from ustack import _fastpath, _sysctl_inert, congestion
 from ustack.errors import failure
 
 if TYPE_CHECKING:
@@ -102,15 +102,18 @@ def _ports_set(engine: Engine, value: str) -> None:
 
 
 def _cc_set(engine: Engine, value: str) -> None:
+    congestion.provide(engine, value)
     _fastpath.default_cc(engine, value.partition("\n")[0])
 
 
-_BUILT_IN_CC = "reno cubic bbr"
+def _cc_names(engine: Engine) -> str:
+    return " ".join(_fastpath.cc_names(engine))
+
 
 _TEXT: dict[str, tuple[Callable[[Engine], str], Callable[[Engine, str], None] | None]] = {
     "net.ipv4.tcp_congestion_control": (lambda e: _fastpath.default_cc(e), _cc_set),
-    "net.ipv4.tcp_available_congestion_control": (lambda e: _BUILT_IN_CC, None),
-    "net.ipv4.tcp_allowed_congestion_control": (lambda e: _BUILT_IN_CC, lambda e, v: None),
+    "net.ipv4.tcp_available_congestion_control": (_cc_names, None),
+    "net.ipv4.tcp_allowed_congestion_control": (_cc_names, lambda e, v: None),
     "net.ipv4.tcp_fastopen_key": (_key_get, _key_set),
     "net.ipv4.ip_local_reserved_ports": (_ports_get, _ports_set),
     "net.ipv4.tcp_ehash_entries": (lambda e: str(_fastpath.ehash_entries(e)), None),

@@ -82,6 +82,8 @@ cdef class Engine:
     cdef object capsule             # of the C op-table, kept alive
     cdef readonly object hookset    # ustack.hooks.HookSet, made with the first Python hook
     cdef object stream              # of events()
+    cdef dict cc_kept               # congestion controls: classes, capsules, and (instance, CcConnection) by socket
+    cdef object cc_error            # the first exception that one raised, until cc_raise
     cdef object __weakref__
 
     def __cinit__(self, address, *, sysctl=None, seed=None, wall_offset_ns=0, now=0, ehash_entries=0, mtu=1500,
@@ -93,6 +95,7 @@ cdef class Engine:
         memset(&self.s, 0, sizeof(self.s))
         self.s.wake_fd = -1
         self.s.note_fd = -1
+        self.cc_kept = {}
         if not 68 <= mtu <= 65535:
             raise failure(E_INVAL, f"mtu {mtu} is not between 68 and 65535")
         p.seed = <const uint8_t*> PyBytes_AS_STRING(key)
@@ -122,6 +125,7 @@ cdef class Engine:
 
     def __dealloc__(self):
         if self.e != NULL:
+            cc_tables_free(self.e)
             engine_destroy(self.e)
             free(self.e)
             pthread_mutex_destroy(&self.s.mu)

@@ -2,13 +2,14 @@
 #
 # Linux counterparts: tcp_cong.c (choice and registration), struct tcp_congestion_ops, and the parts of tcp_input.c that only cut the
 # window: tcp_set_ca_state, tcp_init_cwnd_reduction, tcp_cwnd_reduction (PRR, RFC 6937), tcp_enter_cwr. tcb.cc selects the module; the
-# three built in are called inline, CC_USER goes through the C op-table engine.cc_user (cc_ops_t; any function but ssthresh and undo_cwnd
-# may be NULL, cong_control replaces cong_avoid and all reductions). sock.sk_ca is the module's own between cc_init and cc_release.
+# three built in are called inline, CC_USER and above go through a C op-table of engine.cc_user (cc_ops_t; ssthresh, undo_cwnd and one of
+# cong_avoid and cong_control are needed, any other function may be NULL; cong_control replaces cong_avoid and all reductions).
+# sock.sk_ca is the module's own between cc_init and cc_release.
 
 from libc.string cimport strlen, strncmp
 
 from ustack.core.sock cimport sk_ca_clear, sk_set_cc
-from ustack.core.types cimport E_NOENT, TCP_CLOSE, TCP_LISTEN, uint8_t, uint32_t, uint64_t
+from ustack.core.types cimport E_EXIST, E_INVAL, E_NOENT, E_NOSPC, TCP_CLOSE, TCP_LISTEN, uint8_t, uint32_t, uint64_t
 from ustack.core.cc_bbr cimport (
     bbr_cong_control, bbr_cwnd_event, bbr_init, bbr_min_tso_segs, bbr_set_state, bbr_ssthresh, bbr_undo_cwnd,
 )
@@ -21,11 +22,18 @@ from ustack.core.sendq cimport tcp_packets_in_flight
 from ustack.core.seqno cimport i32_max, i32_min
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
-    CC_BBR, CC_CUBIC, CC_RENO, CC_USER, TCP_CA_CWR, TCP_CA_OPEN, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, TCP_INFINITE_SSTHRESH, tcb_t,
+    CC_BBR, CC_CUBIC, CC_RENO, CC_USER, CC_USER_MAX, TCP_CA_CWR, TCP_CA_OPEN, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, TCP_INFINITE_SSTHRESH, tcb_t,
 )
+
+cdef extern from *:
+    """
+    #define USTACK_CC_CAPSULE "ustack.core.cc.cc_ops_t"
+    """
+    const char* CC_CAPSULE "USTACK_CC_CAPSULE"
 
 cdef struct cc_ops_t:
     const char* name            # at most 15 bytes
+    uint32_t abi                # cc_abi(): of the headers that its functions were compiled with
     uint32_t flags              # CC_F_*
     void (*init)(engine_t*, tcb_t*) noexcept nogil
     void (*release)(engine_t*, tcb_t*) noexcept nogil
@@ -45,8 +53,14 @@ cdef enum:
     CC_NAME_MAX = 16
 
 
-cdef inline const cc_ops_t* cc_user_ops(engine_t* e) noexcept nogil:
-    return <const cc_ops_t*> e.cc_user
+cdef inline uint32_t cc_abi() noexcept nogil:
+    """Functions of another build see the socket elsewhere, so a table tells the sizes it was compiled with."""
+    return <uint32_t> (sizeof(tcb_t) << 16) ^ <uint32_t> (sizeof(engine_t) << 4) ^ <uint32_t> sizeof(cc_ops_t)
+
+
+cdef inline const cc_ops_t* cc_ops_of(engine_t* e, uint8_t cc) noexcept nogil:
+    """The table of CC_USER and above; never NULL for a socket's."""
+    return <const cc_ops_t*> e.cc_user[cc - CC_USER]
 
 
 # ---- choice ------------------------------------------------------------------------------------------------------------------------
@@ -57,8 +71,8 @@ cdef inline const char* cc_name(engine_t* e, uint8_t cc) noexcept nogil:
         return "cubic"
     if cc == CC_BBR:
         return "bbr"
-    if e.cc_user != NULL:
-        return cc_user_ops(e).name
+    if cc < CC_USER + CC_USER_MAX and e.cc_user[cc - CC_USER] != NULL:
+        return cc_ops_of(e, cc).name
     return ""
 
 
@@ -69,7 +83,7 @@ cdef inline int cc_by_name(engine_t* e, const char* name, uint32_t n) noexcept n
     cdef size_t size
     if n > CC_NAME_MAX - 1:
         n = CC_NAME_MAX - 1
-    for cc in range(CC_USER + 1):
+    for cc in range(CC_USER + CC_USER_MAX):
         known = cc_name(e, cc)
         size = strlen(known)
         if size != 0 and size <= n and strncmp(known, name, n) == 0:
@@ -78,7 +92,7 @@ cdef inline int cc_by_name(engine_t* e, const char* name, uint32_t n) noexcept n
 
 
 cdef inline bint cc_needs_ecn(engine_t* e, tcb_t* sk) noexcept nogil:
-    return sk.cc == CC_USER and e.cc_user != NULL and (cc_user_ops(e).flags & CC_F_ECN) != 0
+    return sk.cc >= CC_USER and (cc_ops_of(e, sk.cc).flags & CC_F_ECN) != 0
 
 
 cdef inline void cc_init(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -89,8 +103,8 @@ cdef inline void cc_init(engine_t* e, tcb_t* sk) noexcept nogil:
         cubic_init(e, sk)
     elif sk.cc == CC_BBR:
         bbr_init(e, sk)
-    elif sk.cc == CC_USER and e.cc_user != NULL:
-        ops = cc_user_ops(e)
+    elif sk.cc >= CC_USER:
+        ops = cc_ops_of(e, sk.cc)
         if ops.flags & CC_F_PACING:
             sk.pacing_needed = 1
         if ops.init != NULL:
@@ -100,10 +114,27 @@ cdef inline void cc_init(engine_t* e, tcb_t* sk) noexcept nogil:
 
 cdef inline void cc_release(engine_t* e, tcb_t* sk) noexcept nogil:
     """tcp_cleanup_congestion_control."""
-    if sk.ca_initialized and sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).release != NULL:
-        cc_user_ops(e).release(e, sk)
+    if sk.ca_initialized and sk.cc >= CC_USER and cc_ops_of(e, sk.cc).release != NULL:
+        cc_ops_of(e, sk.cc).release(e, sk)
     sk_ca_clear(sk)
     sk.ca_initialized = 0
+
+
+cdef inline int cc_register(engine_t* e, const cc_ops_t* ops) noexcept nogil:
+    """CC_* of a new module; the table stays the caller's and must outlive the engine. -EINVAL, -EEXIST or -ENOSPC."""
+    cdef uint8_t i
+    if ops.abi != cc_abi() or ops.name == NULL or ops.name[0] == 0 or strlen(ops.name) >= CC_NAME_MAX:
+        return -E_INVAL
+    if ops.ssthresh == NULL or ops.undo_cwnd == NULL or (ops.cong_avoid == NULL and ops.cong_control == NULL):
+        return -E_INVAL
+    if cc_by_name(e, ops.name, CC_NAME_MAX) >= 0:
+        return -E_EXIST
+    for i in range(CC_USER_MAX):
+        if e.cc_user[i] == NULL:
+            e.cc_user[i] = <const void*> ops
+            e.cc_gone = <void*> &cc_release
+            return CC_USER + i
+    return -E_NOSPC
 
 
 cdef inline int cc_assign(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
@@ -111,8 +142,6 @@ cdef inline int cc_assign(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
     sk.cc_user = 1
     if sk.cc == cc:
         return 0
-    if cc == CC_USER and e.cc_user == NULL:
-        return -E_NOENT
     cc_release(e, sk)
     sk_set_cc(e, sk, cc)
     if sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
@@ -137,17 +166,17 @@ cdef inline uint32_t cc_ssthresh(engine_t* e, tcb_t* sk) noexcept nogil:
         return cubic_ssthresh(e, sk)
     if sk.cc == CC_BBR:
         return bbr_ssthresh(sk)
-    if sk.cc == CC_USER and e.cc_user != NULL:
-        return cc_user_ops(e).ssthresh(e, sk)
+    if sk.cc >= CC_USER:
+        return cc_ops_of(e, sk.cc).ssthresh(e, sk)
     return reno_ssthresh(sk)
 
 
 cdef inline void cc_cong_avoid(engine_t* e, tcb_t* sk, uint32_t ack, uint32_t acked) noexcept nogil:
     if sk.cc == CC_CUBIC:
         cubic_cong_avoid(e, sk, acked)
-    elif sk.cc == CC_USER and e.cc_user != NULL:
-        if cc_user_ops(e).cong_avoid != NULL:
-            cc_user_ops(e).cong_avoid(e, sk, ack, acked)
+    elif sk.cc >= CC_USER:
+        if cc_ops_of(e, sk.cc).cong_avoid != NULL:
+            cc_ops_of(e, sk.cc).cong_avoid(e, sk, ack, acked)
     else:
         reno_cong_avoid(sk, acked)
     sk.snd_cwnd_stamp = e.now
@@ -155,8 +184,8 @@ cdef inline void cc_cong_avoid(engine_t* e, tcb_t* sk, uint32_t ack, uint32_t ac
 
 cdef inline bint cc_has_cong_control(engine_t* e, tcb_t* sk) noexcept nogil:
     """Does the module set window and rate by itself?"""
-    if sk.cc == CC_USER and e.cc_user != NULL:
-        return cc_user_ops(e).cong_control != NULL
+    if sk.cc >= CC_USER:
+        return cc_ops_of(e, sk.cc).cong_control != NULL
     return sk.cc == CC_BBR
 
 
@@ -164,7 +193,7 @@ cdef inline void cc_cong_control(engine_t* e, tcb_t* sk, uint32_t ack, uint32_t 
     if sk.cc == CC_BBR:
         bbr_cong_control(e, sk, rs)
     else:
-        cc_user_ops(e).cong_control(e, sk, ack, flag, rs)
+        cc_ops_of(e, sk.cc).cong_control(e, sk, ack, flag, rs)
 
 
 cdef inline void cc_set_state(engine_t* e, tcb_t* sk, uint8_t state) noexcept nogil:
@@ -172,8 +201,8 @@ cdef inline void cc_set_state(engine_t* e, tcb_t* sk, uint8_t state) noexcept no
         cubic_set_state(e, sk, state)
     elif sk.cc == CC_BBR:
         bbr_set_state(e, sk, state)
-    elif sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).set_state != NULL:
-        cc_user_ops(e).set_state(e, sk, state)
+    elif sk.cc >= CC_USER and cc_ops_of(e, sk.cc).set_state != NULL:
+        cc_ops_of(e, sk.cc).set_state(e, sk, state)
 
 
 cdef inline void cc_cwnd_event(engine_t* e, tcb_t* sk, int event) noexcept nogil:
@@ -181,27 +210,27 @@ cdef inline void cc_cwnd_event(engine_t* e, tcb_t* sk, int event) noexcept nogil
         cubic_cwnd_event(e, sk, event)
     elif sk.cc == CC_BBR:
         bbr_cwnd_event(e, sk, event)
-    elif sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).cwnd_event != NULL:
-        cc_user_ops(e).cwnd_event(e, sk, event)
+    elif sk.cc >= CC_USER and cc_ops_of(e, sk.cc).cwnd_event != NULL:
+        cc_ops_of(e, sk.cc).cwnd_event(e, sk, event)
 
 
 cdef inline void cc_in_ack_event(engine_t* e, tcb_t* sk, uint32_t flags) noexcept nogil:
-    if sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).in_ack_event != NULL:
-        cc_user_ops(e).in_ack_event(e, sk, flags)
+    if sk.cc >= CC_USER and cc_ops_of(e, sk.cc).in_ack_event != NULL:
+        cc_ops_of(e, sk.cc).in_ack_event(e, sk, flags)
 
 
 cdef inline void cc_pkts_acked(engine_t* e, tcb_t* sk, const ack_sample_t* sample) noexcept nogil:
     if sk.cc == CC_CUBIC:
         cubic_pkts_acked(e, sk, sample.rtt_us)
-    elif sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).pkts_acked != NULL:
-        cc_user_ops(e).pkts_acked(e, sk, sample)
+    elif sk.cc >= CC_USER and cc_ops_of(e, sk.cc).pkts_acked != NULL:
+        cc_ops_of(e, sk.cc).pkts_acked(e, sk, sample)
 
 
 cdef inline uint32_t cc_undo_cwnd(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.cc == CC_BBR:
         return bbr_undo_cwnd(sk)
-    if sk.cc == CC_USER and e.cc_user != NULL:
-        return cc_user_ops(e).undo_cwnd(e, sk)
+    if sk.cc >= CC_USER:
+        return cc_ops_of(e, sk.cc).undo_cwnd(e, sk)
     return reno_undo_cwnd(sk)
 
 
@@ -209,8 +238,8 @@ cdef inline uint32_t cc_min_tso_segs(engine_t* e, tcb_t* sk) noexcept nogil:
     """Smallest super-segment worth making, for tso_autosize."""
     if sk.cc == CC_BBR:
         return bbr_min_tso_segs(sk)
-    if sk.cc == CC_USER and e.cc_user != NULL and cc_user_ops(e).min_tso_segs != NULL:
-        return cc_user_ops(e).min_tso_segs(e, sk)
+    if sk.cc >= CC_USER and cc_ops_of(e, sk.cc).min_tso_segs != NULL:
+        return cc_ops_of(e, sk.cc).min_tso_segs(e, sk)
     return <uint32_t> e.cfg.tcp_min_tso_segs
 
 

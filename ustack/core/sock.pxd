@@ -189,8 +189,13 @@ cdef inline void sk_ca_clear(tcb_t* sk) noexcept nogil:
     memset(sk_ca(sk), 0, (CA_EXT_WORDS if sk.cc >= CC_BBR else CA_PRIV_WORDS) * sizeof(uint64_t))
 
 
+ctypedef void (*cc_gone_t)(engine_t*, tcb_t*) noexcept nogil
+
+
 cdef inline void sk_set_cc(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
-    """Change tcb.cc, and the private state with it; the new one is zero."""
+    """Change tcb.cc, and the private state with it; the new one is zero. A registered module that still works here is released."""
+    if sk.ca_initialized and e.cc_gone != NULL:
+        (<cc_gone_t> e.cc_gone)(e, sk)
     if sk.cc >= CC_BBR:
         pool_free(&e.ca, pool_index(&e.ca, <void*> sk.ca_priv[0]))
     sk.cc = cc

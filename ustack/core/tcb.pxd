@@ -107,7 +107,8 @@ cdef enum:
     CC_RENO = 0
     CC_CUBIC = 1
     CC_BBR = 2
-    CC_USER = 3
+    CC_USER = 3                 # the first of CC_USER_MAX modules that were registered
+    CC_USER_MAX = 8
 
     TCP_INFINITE_SSTHRESH = 0x7fffffff
     TCP_INIT_CWND = 10

@@ -168,7 +168,9 @@ cdef enum:
     E_ACCES = 13
     E_FAULT = 14
     E_BUSY = 16
+    E_EXIST = 17
     E_INVAL = 22
+    E_NOSPC = 28
     E_PIPE = 32
     E_DOM = 33
     E_NONET = 64

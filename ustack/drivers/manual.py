@@ -151,6 +151,7 @@ class ManualDriver:
                     progress = completion._step() or progress
                 self._pending = [c for c in self._pending if not c.done]
             _fastpath.show_ready(self.engine)
+            _fastpath.cc_raise(self.engine)
             if _fastpath.log_waits(self.engine):
                 klog.emit(self.engine)
 
