@@ -140,6 +140,8 @@ cdef class Shards:
             self.g.s[i] = &one.s
             pthread_mutex_init(&self.g.inbox[i].mu, NULL)
             self.g.n += 1
+            if not ehash_settle(&one.e.ehash):      # the others will read it without the lock
+                raise MemoryError
             if memcmp(one.e.key_ehash, self.g.e[0].key_ehash, 16) != 0 or one.e.ehash.mask != self.g.e[0].ehash.mask:
                 raise ValueError("shards share one seed and one ehash_entries")
         for i in range(self.g.n):

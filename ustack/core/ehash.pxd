@@ -5,6 +5,8 @@
 # first EHASH_FEW serve until there are twice as many entries: a stack with few connections touches few pages. New entries go to
 # the head. The hash is keyed, so chains cannot be grown on purpose. Invariant: two entries with an equal 4-tuple exist only if
 # ehash_insert_force put the second one there; a look-up then finds the newer.
+#
+# A flow's hash is needed several times for one packet (two prefetches, look-up, insertion), so the latest ones are remembered (memo).
 
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -26,12 +28,19 @@ cdef enum:
     EHASH_KINDS = 16
     EHASH_MAX = 0x8000000       # buckets
     EHASH_FEW = 0x10000
+    EHASH_MEMO = 128            # a batch's flows twice (power of two)
 
 cdef struct enode_t:
     ref_t next
     uint32_t laddr
     uint32_t faddr
     uint32_t ports              # lport << 16 | fport
+
+cdef struct ehash_memo_t:
+    uint32_t laddr
+    uint32_t faddr
+    uint32_t ports
+    uint32_t hash
 
 cdef struct ehash_t:
     ref_t* bucket
@@ -42,10 +51,12 @@ cdef struct ehash_t:
     uint64_t k1
     uint8_t* base[EHASH_KINDS]
     size_t stride[EHASH_KINDS]
+    ehash_memo_t memo[EHASH_MEMO]
 
 
 cdef inline int ehash_init(ehash_t* h, uint32_t entries, uint64_t k0, uint64_t k1) noexcept nogil:
     # entries is rounded up to a power of two.
+    cdef uint32_t i
     memset(h, 0, sizeof(ehash_t))
     if entries == 0 or entries > EHASH_MAX:
         return -E_INVAL
@@ -56,6 +67,8 @@ cdef inline int ehash_init(ehash_t* h, uint32_t entries, uint64_t k0, uint64_t k
         return -E_NOMEM
     h.k0 = k0
     h.k1 = k1
+    for i in range(<uint32_t>EHASH_MEMO):           # the flow that the zeroed places name
+        h.memo[i].hash = flow_hash(0, 0, 0, 0, k0, k1)
     return 0
 
 
@@ -82,8 +95,18 @@ cdef inline void enode_set(enode_t* node, uint32_t laddr, uint32_t faddr, uint16
     node.ports = <uint32_t>lport << 16 | fport
 
 
+cdef inline uint32_t ehash_hash(ehash_t* h, uint32_t laddr, uint32_t faddr, uint32_t ports) noexcept nogil:
+    cdef ehash_memo_t* m = &h.memo[((faddr ^ ports) * 2654435761U) >> 25]
+    if m.ports != ports or m.faddr != faddr or m.laddr != laddr:
+        m.laddr = laddr
+        m.faddr = faddr
+        m.ports = ports
+        m.hash = flow_hash(laddr, faddr, <uint16_t>(ports >> 16), <uint16_t>ports, h.k0, h.k1)
+    return m.hash
+
+
 cdef inline ref_t* ehash_bucket_(ehash_t* h, uint32_t laddr, uint32_t faddr, uint32_t ports) noexcept nogil:
-    return &h.bucket[flow_hash(laddr, faddr, <uint16_t>(ports >> 16), <uint16_t>ports, h.k0, h.k1) & h.mask]
+    return &h.bucket[ehash_hash(h, laddr, faddr, ports) & h.mask]
 
 
 cdef inline ref_t ehash_find_(ehash_t* h, ref_t ref, uint32_t laddr, uint32_t faddr, uint32_t ports) noexcept nogil:
@@ -102,9 +125,9 @@ cdef inline ref_t ehash_lookup(ehash_t* h, uint32_t laddr, uint32_t faddr, uint1
     return ehash_find_(h, ehash_bucket_(h, laddr, faddr, ports)[0], laddr, faddr, ports)
 
 
-cdef inline bint ehash_may_have(ehash_t* h, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
-    # Without h's lock: is there anything in this flow's bucket?
-    return ustack_peek(ehash_bucket_(h, laddr, faddr, <uint32_t>lport << 16 | fport)) != 0
+cdef inline bint ehash_may_have(const ehash_t* h, uint32_t hash) noexcept nogil:
+    # Without h's lock: is there anything in the bucket of a flow with this hash? h has been through ehash_settle.
+    return ustack_peek(&h.bucket[hash & h.mask]) != 0
 
 
 cdef inline void ehash_prefetch(ehash_t* h, uint32_t laddr, uint32_t faddr, uint16_t lport,
@@ -152,6 +175,13 @@ cdef inline void ehash_spread_(ehash_t* h) noexcept nogil:
             bucket[0] = back
             back = nxt
     munmap(old, <size_t>few * sizeof(ref_t))
+
+
+cdef inline bint ehash_settle(ehash_t* h) noexcept nogil:
+    # All buckets from now on, so that the array never moves. False without memory.
+    if h.mask != h.mask_full:
+        ehash_spread_(h)
+    return h.mask == h.mask_full
 
 
 cdef inline void ehash_push_(ehash_t* h, ref_t* bucket, ref_t ref, enode_t* node) noexcept nogil:

@@ -10,8 +10,7 @@
 # Fragments are collected by a shard that source, destination and ID choose; the whole datagram is then steered as any packet.
 # steer_packet is called by the driver for each packet of a group, steer_whole by ipin. An engine alone (n_shards 0) never gets here.
 
-from ustack.core.ehash cimport ehash_lookup, ehash_may_have
-from ustack.core.siphash cimport flow_hash
+from ustack.core.ehash cimport ehash_hash, ehash_lookup, ehash_may_have
 from ustack.core.state cimport engine_t
 from ustack.core.types cimport TH_RST, TH_SYN, int64_t, uint8_t, uint16_t, uint32_t
 from ustack.core.wire cimport IP_MF, IP_OFFSET, IPPROTO_ICMP, IPPROTO_TCP, get16, get32
@@ -35,10 +34,12 @@ cdef inline bint steer_cookies_recent(const engine_t* e, int64_t within) noexcep
 cdef inline uint32_t steer_flow_(engine_t* e, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport,
                                  uint32_t asked) noexcept nogil:
     cdef uint32_t i
+    cdef uint32_t hash
     if ehash_lookup(&e.ehash, laddr, faddr, lport, fport) != 0:
         return e.shard
+    hash = ehash_hash(&e.ehash, laddr, faddr, <uint32_t> lport << 16 | fport)
     for i in range(e.n_shards):
-        if i != e.shard and not asked >> i & 1 and ehash_may_have(e.peers[i], laddr, faddr, lport, fport):
+        if i != e.shard and not asked >> i & 1 and ehash_may_have(e.peers[i], hash):
             return i
     return STEER_NOBODY
 
@@ -48,7 +49,7 @@ cdef inline uint32_t steer_home(engine_t* e, const uint8_t* p, uint32_t n, uint3
     cdef const uint8_t* t = p + <uint32_t> (p[0] & 15) * 4
     if p[9] != IPPROTO_TCP or t + 14 > p + n or t[13] & (TH_SYN | TH_RST) or not steer_cookies_recent(e, COOKIES_NS):
         return origin
-    return (flow_hash(get32(p + 16), get32(p + 12), get16(t + 2), get16(t), e.key_ehash[0], e.key_ehash[1]) >> 24) % e.n_shards
+    return (ehash_hash(&e.ehash, get32(p + 16), get32(p + 12), <uint32_t> get16(t + 2) << 16 | get16(t)) >> 24) % e.n_shards
 
 
 cdef inline bint steer_is_error_(uint8_t type) noexcept nogil:
