@@ -47,6 +47,8 @@ def text(rows: dict[str, Any]) -> str:
     """For a terminal: a block per row, a line per peer."""
     out: list[str] = []
     for name, row in rows.items():
+        if not row["figures"]:
+            continue
         out.append(f"{name}: {row['title']} ({row['unit']}, {'more' if row['better'] == 'more' else 'less'} is better)")
         for peer, f in row["figures"].items():
             more = "".join(f"  {label} {figure(f[key])}" for key, label in (("cpu_ns", "CPU ns"), ("p50_us", "p50"), ("p99_us", "p99")) if f.get(key))
