@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ustack._socket import Socket
     from ustack.clock import VirtualClock
+    from ustack.sim.plan import Plan
 
 MS = 1_000_000
 SIOCOUTQ = 0x5411
+SO_MAX_PACING_RATE, TCP_NOTSENT_LOWAT, MSG_EOR = 47, 25, 0x80
 CLOSED = 7
 #: how an end finishes: politely, or in ways that may reset the other end
 POLITE, ABORT, EARLY = "polite", "abort", "early"
@@ -34,8 +36,7 @@ def stream(seed: int, size: int) -> bytes:
 class Peer:
     """Drives one non-blocking socket. `step` does what can be done now and tells whether anything happened."""
 
-    def __init__(self, name: str, sock: Socket, clock: VirtualClock, rng: random.Random, out: bytes, expected: bytes,
-                 lossy: bool = False, mtu: int = 1500) -> None:
+    def __init__(self, name: str, sock: Socket, clock: VirtualClock, rng: random.Random, out: bytes, expected: bytes, plan: Plan) -> None:
         self.name = name
         self.sock = sock
         self.clock = clock
@@ -44,7 +45,8 @@ class Peer:
         self.expected = expected
         self.sent = 0
         self.got = 0
-        self.lossy = lossy
+        self.plan = plan
+        self.to: tuple[str, int] | None = None      # whom to connect to when wake has come
         self.wake = 0                       # virtual time before which this end does nothing
         self.ending = rng.choices([POLITE, ABORT, EARLY], [8, 1, 1])[0]
         self.stop_at = rng.randrange(len(expected) + 1) if self.ending != POLITE and expected else len(expected)
@@ -54,9 +56,16 @@ class Peer:
         self.done = False
         self.connected = False
         sock.setblocking(False)
-        self._options(mtu)
+        self._options()
 
-    def _options(self, mtu: int) -> None:
+    def begin(self, to: tuple[str, int], after: int) -> None:
+        """Connect, at once or later."""
+        self.to = to
+        self.wake = self.clock.now + after
+        if after == 0:
+            self.step()
+
+    def _options(self) -> None:
         rng, sock = self.rng, self.sock
         if rng.random() < 0.4:
             sock.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, 1)
@@ -65,12 +74,24 @@ class Peer:
         if rng.random() < 0.2:
             sock.setsockopt(std.SOL_SOCKET, std.SO_SNDBUF, rng.choice([2048, 8192, 65536]))
         if rng.random() < 0.2:
-            # Not below two segments: by Linux's window rules (facts J25) such a window can close for good.
-            sock.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, max(rng.choice([2048, 8192, 65536]), 2 * mtu))
+            self._receive_buffer()
         if rng.random() < 0.1:
             sock.setsockopt(std.IPPROTO_TCP, std.TCP_WINDOW_CLAMP, rng.choice([1500, 5000, 20000]))
         if rng.random() < 0.1:
             sock.setsockopt(std.SOL_SOCKET, std.SO_KEEPALIVE, 1)
+            # So many probes that they outlast a pause: while a window is withdrawn no answer to them counts, as on Linux.
+            for option, value in ((std.TCP_KEEPIDLE, rng.choice([1, 5])), (std.TCP_KEEPINTVL, rng.choice([1, 3])), (std.TCP_KEEPCNT, 120)):
+                sock.setsockopt(std.IPPROTO_TCP, option, value)
+        if self.plan.urgent:
+            sock.setsockopt(std.SOL_SOCKET, std.SO_OOBINLINE, 1)
+        if rng.random() < 0.05:
+            sock.setsockopt(std.IPPROTO_TCP, TCP_NOTSENT_LOWAT, rng.choice([1, 20000]))
+        if rng.random() < 0.05:
+            sock.setsockopt(std.SOL_SOCKET, SO_MAX_PACING_RATE, rng.choice([20_000, 1_000_000]))
+
+    def _receive_buffer(self) -> None:
+        # Not below two segments: by Linux's window rules (facts J25) such a window can close for good.
+        self.sock.setsockopt(std.SOL_SOCKET, std.SO_RCVBUF, max(self.rng.choice([2048, 8192, 65536]), 2 * self.plan.mtu))
 
     @property
     def rude(self) -> bool:
@@ -81,6 +102,8 @@ class Peer:
         if self.done or self.clock.now < self.wake:
             return False
         try:
+            if self.to is not None:
+                return self._open()
             return self._connect() if not self.connected else self._work()
         except BlockingIOError:
             return False
@@ -88,6 +111,16 @@ class Peer:
             self.error = exc.errno
             self._end()
             return True
+
+    def _open(self) -> bool:
+        to, self.to = self.to, None
+        assert to is not None
+        if self.plan.fastopen and self.out and self.rng.random() < 0.6:
+            self.sent = self.sock.sendto(self.out[: self.rng.choice([1, 500, 5000])], std.MSG_FASTOPEN, to)
+        else:
+            self.sock.connect(to)
+            self.connected = True
+        return True
 
     def _connect(self) -> bool:
         if not self.sock.poll() & 0x4:
@@ -111,13 +144,29 @@ class Peer:
         if self.ending != POLITE and self.got >= self.stop_at and self.sent >= len(self.out) // 2:
             self._end()
             return True
-        if self.eof and (self.shut or self.ending == ABORT) and not (self.lossy and self._in_flight()):
-            # On a lossy path a socket that is closed with data under way may be given up as an orphan (facts J6): wait for its ACK.
+        if self.eof and (self.shut or self.ending == ABORT) and not (self.plan.orphans_may_die and self._in_flight()):
             self._end()
             return True
         if moved and self.rng.random() < 0.1:
-            self.wake = self.clock.now + self.rng.choice([MS // 10, MS, 30 * MS, 400 * MS, 3000 * MS])
+            self.wake = self.clock.now + self.rng.choice([MS // 10, MS, 30 * MS, 400 * MS, 3000 * MS, 30_000 * MS if self.plan.slow else MS])
+            self._change_mind()
         return moved
+
+    def _change_mind(self) -> None:
+        """Options that change in the middle of a transfer."""
+        what = self.rng.randrange(12)
+        if what == 0:
+            self._receive_buffer()
+        elif what == 1:
+            self.sock.setsockopt(std.SOL_SOCKET, std.SO_SNDBUF, self.rng.choice([2048, 8192, 65536]))
+        elif what == 2:
+            self.sock.setsockopt(std.IPPROTO_TCP, std.TCP_NODELAY, self.rng.choice([0, 1]))
+        elif what == 3:
+            self.sock.setsockopt(std.IPPROTO_TCP, std.TCP_CORK, self.rng.choice([0, 1]))
+        elif what == 4:
+            self.sock.setsockopt(std.IPPROTO_TCP, std.TCP_QUICKACK, self.rng.choice([0, 1]))
+        elif what == 5:
+            self.sock.getsockopt(std.IPPROTO_TCP, std.TCP_INFO, 300)
 
     def _in_flight(self) -> bool:
         """Is something sent not acknowledged yet, on a connection that still lives?"""
@@ -125,8 +174,9 @@ class Peer:
 
     def _write(self) -> bool:
         size = self.rng.choice([1, 17, 500, 1448, 5000, 60000])
+        flags = self.rng.choices([0, std.MSG_MORE, MSG_EOR, std.MSG_OOB if self.plan.urgent else 0], [16, 2, 1, 1])[0]
         try:
-            self.sent += self.sock.send(self.out[self.sent : self.sent + size])
+            self.sent += self.sock.send(self.out[self.sent : self.sent + size], flags)
         except BlockingIOError:
             return False
         except OSError as exc:
@@ -138,10 +188,16 @@ class Peer:
         return True
 
     def _read(self) -> bool:
+        size = self.rng.choice([1, 100, 4000, 65536])
+        seen = b""
         try:
-            data = self.sock.recv(self.rng.choice([1, 100, 4000, 65536]))
+            if self.rng.random() < 0.1:
+                seen = self.sock.recv(self.rng.choice([1, size]), std.MSG_PEEK)
+            data = self.sock.recv(size)
         except BlockingIOError:
             return False
+        if data[: len(seen)] != seen and not self.plan.urgent:          # a read ends at the urgent mark, a look ahead may not
+            raise Mismatch(f"{self.name}: what was read at {self.got} is not what was seen there before")
         if data != self.expected[self.got : self.got + len(data)]:
             raise Mismatch(f"{self.name}: {len(data)} bytes at {self.got} of {len(self.expected)} are not those that were sent")
         if not data:
