@@ -3,7 +3,7 @@
 Names: `net.ipv4.tcp_syncookies`, `net/ipv4/tcp_syncookies` or `/proc/sys/net/ipv4/tcp_syncookies`. The numeric ones live in the core's table
 (core/config.pxd: defaults, ranges); this file adds the string-valued and read-only ones and reads text as the kernel does: numbers in base 10, 0x
 or 0, apart by white space; what stands behind the last one wanted is not looked at; of several numbers the good ones before a bad one are
-stored; an empty write does nothing. Errors are the kernel's: ENOENT for an unknown name, EINVAL for a value out of range, EPERM for a read-only
+stored; an empty write does nothing. Errors are the kernel's: ENOENT for an unknown name, EINVAL for a value out of range, EACCES for a read-only
 one. `net.ipv6.*` writes are accepted and do nothing (ustack has no IPv6); what decides nothing here is kept (ustack/_sysctl_inert.py).
 """
 
@@ -198,7 +198,7 @@ def sysctl_set(engine: Engine, name: str, value: object) -> None:
     if key in _TEXT:
         setter = _TEXT[key][1]
         if setter is None:
-            raise failure(errno.EPERM, f"sysctl {name} is read-only")
+            raise failure(errno.EACCES, f"sysctl {name} is read-only")
         if text:
             setter(engine, text)
     elif key in _ROWS:
@@ -206,7 +206,7 @@ def sysctl_set(engine: Engine, name: str, value: object) -> None:
             _set_numbers(engine, key, text)
     elif key in _sysctl_inert.DEFAULTS:
         if key in _sysctl_inert.READ_ONLY:
-            raise failure(errno.EPERM, f"sysctl {name} is read-only")
+            raise failure(errno.EACCES, f"sysctl {name} is read-only")
         numbers, bad = _numbers(text, 2)
         if bad and text:
             raise failure(errno.EINVAL, f"sysctl {key} takes a number, not {text!r}")

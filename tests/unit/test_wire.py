@@ -503,4 +503,5 @@ def test_quoted_packet():
     assert ct.parse_quote(with_options(P, b"\1" * 8)[:36])[1]["seq"] == 1000
     assert ct.parse_quote(P[:19])[0] == DROP["PKT_TOO_SMALL"]
     assert ct.parse_quote(with_options(P, b"\1" * 8)[:27])[0] == DROP["PKT_TOO_SMALL"]
-    assert ct.parse_quote(b"\x65" + P[1:28])[0] == DROP["IP_INHDR"]
+    assert ct.parse_quote(b"\x65" + P[1:28])[0] == 0  # the version of a quote is not looked at
+    assert ct.parse_quote(b"\x44" + P[1:28])[0] == DROP["IP_INHDR"]

@@ -186,6 +186,26 @@ cdef inline uint16_t bind_find_open_port(engine_t* e, tcb_t* sk) noexcept nogil:
     return 0
 
 
+cdef inline bint reuseport_match_(engine_t* e, const bindb_t* b, tcb_t* sk) noexcept nogil:
+    # sk_reuseport_match: who has the user and the address of the bucket's last SO_REUSEPORT owner shares the port untested, whatever options
+    # the owners have changed since. A member of a group (it has listened) is tested.
+    if not b.fastreuseport or not sk.sflags & SF_REUSEPORT or b.fastuid != sk.opt.uid:
+        return False
+    if sk.listener != 0 and lst_at(e, sk.listener).group != 0:
+        return False
+    return b.fast_rcv_saddr == 0 or b.fast_rcv_saddr == sk.rcv_saddr
+
+
+cdef inline void bind_update_fastreuse_(engine_t* e, bindb_t* b, tcb_t* sk) noexcept nogil:
+    # inet_csk_update_fastreuse. Its counterpart for SO_REUSEADDR never comes to hold in 6.18.
+    if not sk.sflags & SF_REUSEPORT:
+        b.fastreuseport = 0
+    elif not reuseport_match_(e, b, sk):
+        b.fastreuseport = 1
+        b.fastuid = sk.opt.uid
+        b.fast_rcv_saddr = sk.rcv_saddr
+
+
 cdef inline int bind_get_port(engine_t* e, tcb_t* sk, uint16_t port) noexcept nogil:
     # Takes the port for sk.rcv_saddr (0: an automatic one) or tests it again at listen(). Sets the local port of sk.
     cdef bindb_t* b
@@ -196,12 +216,13 @@ cdef inline int bind_get_port(engine_t* e, tcb_t* sk, uint16_t port) noexcept no
             return -E_ADDRINUSE
     else:
         b = bind_bucket(e, port)
-        if b != NULL and bind_conflict(e, sk, b, True, True):
+        if b != NULL and not reuseport_match_(e, b, sk) and bind_conflict(e, sk, b, True, True):
             return -E_ADDRINUSE
     if sk.bind == 0:
         err = bind_own(e, sk, port)
         if err != 0:
             return err
+    bind_update_fastreuse_(e, bind_bucket(e, port), sk)
     sk_set_ports(sk, port, sk_fport(sk))
     return 0
 

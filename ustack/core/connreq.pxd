@@ -29,7 +29,9 @@ from ustack.core.listenhook cimport (
 )
 from ustack.core.metrics cimport tcp_peer_is_proven
 from ustack.core.pool cimport pool_alloc, pool_free
-from ustack.core.records cimport RQ_ECN_ECT0, RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, listener_t, req_t, reqext_t
+from ustack.core.records cimport (
+    RQ_ECN_ECT0, RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_TS_OFF, RQ_WSCALE_OK, listener_t, req_t, reqext_t,
+)
 from ustack.core.route cimport RTAX_FEATURE_ECN, ipv4_is_multicast, is_broadcast, route_lookup, route_result_t
 from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.sock cimport log_done, log_push, lst_at, ref_idx, ref_kind, ref_of, req_at, sk_data_ready
@@ -77,7 +79,7 @@ cdef inline void req_parse_(engine_t* e, const tcb_t* lsk, const seg_t* s, req_t
     # tcp_parse_options + tcp_openreq_init. A cookie carries options in its timestamp; without one only the MSS is kept.
     cdef uint8_t flags = 0
     if s.opts & OPT_TS and e.cfg.tcp_timestamps:
-        flags |= RQ_TSTAMP_OK
+        flags |= RQ_TSTAMP_OK | RQ_TS_OFF if e.cfg.tcp_timestamps == 1 else RQ_TSTAMP_OK
         rq.ts_recent = s.tsval
     if not cookie or flags:
         if s.opts & OPT_SACKOK and e.cfg.tcp_sack:

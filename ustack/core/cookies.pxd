@@ -9,7 +9,7 @@
 # Callers: request, fastopen, connect (ISN only).
 
 from ustack.core.cksum cimport ustack_be16, ustack_be32
-from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, listener_t, req_t
+from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_TS_OFF, RQ_WSCALE_OK, listener_t, req_t
 from ustack.core.siphash cimport siphash_u32x4, siphash_u64x2
 from ustack.core.sock cimport grp_at, wall_ns
 from ustack.core.state cimport engine_t
@@ -130,7 +130,7 @@ cdef inline bint cookie_options(engine_t* e, const seg_t* s, uint32_t ts_off, ui
     if not s.opts & OPT_TS or not e.cfg.tcp_timestamps:
         return True
     echo = s.tsecr - ts_off if s.tsecr != 0 else 0
-    flags[0] = RQ_TSTAMP_OK
+    flags[0] = RQ_TSTAMP_OK | RQ_TS_OFF if s.tsecr != 0 and e.cfg.tcp_timestamps == 1 else RQ_TSTAMP_OK
     if echo & TS_OPT_ECN:
         flags[0] |= RQ_ECN_OK
     if echo & TS_OPT_SACK:

@@ -14,7 +14,7 @@ from ustack.core.icmp cimport ICMP_EXC_FRAGTIME, ICMP_TIME_EXCEEDED, icmp_send
 from ustack.core.ipopt cimport ip_options_compile
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free
 from ustack.core.route cimport route_input
-from ustack.core.seqno cimport u32_max
+from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.state cimport FRAG_HASH, RTF_LOCAL, engine_t, frag_t
 from ustack.core.stats cimport (
     MIB_IpExtReasmOverlaps, MIB_IpReasmFails, MIB_IpReasmOKs, MIB_IpReasmReqds, MIB_IpReasmTimeout, mib_inc,
@@ -213,7 +213,7 @@ cdef inline int frag_span_(frag_t* q, const seg_t* s, uint32_t start, uint32_t* 
             if q.flags & FRAG_LAST_IN:
                 return False
             q.total = end[0]
-    return end[0] != start and end[0] < FRAG_PAYLOAD
+    return end[0] != start
 
 
 cdef inline int ip_defrag(engine_t* e, seg_t* s) noexcept nogil:
@@ -233,7 +233,7 @@ cdef inline int ip_defrag(engine_t* e, seg_t* s) noexcept nogil:
     frag_reinit_if_far_(e, q, i)
     reason = DROP_NOT_SPECIFIED
     if frag_span_(q, s, start, &end):
-        reason = frag_insert_(q, frag_runs_(e, i), start, end)
+        reason = frag_insert_(q, frag_runs_(e, i), start, u32_min(end, FRAG_PAYLOAD - 1))
         if reason == DROP_DUP_FRAG:
             return reason
         if reason == DROP_FRAG_OVERLAP:
@@ -243,7 +243,8 @@ cdef inline int ip_defrag(engine_t* e, seg_t* s) noexcept nogil:
         frag_kill(e, i)
         mib_inc(&e.stats, MIB_IpReasmFails)
         return reason
-    memcpy(frag_payload_(e, i) + start, s.l4, end - start)
+    # What reaches beyond the longest datagram is kept in the books alone: the whole will be too long.
+    memcpy(frag_payload_(e, i) + start, s.l4, u32_min(end, FRAG_PAYLOAD - 1) - start)
     q.have += end - start
     q.kept += 1
     q.ecn |= <uint8_t>(1 << (s.tos & 3))

@@ -13,7 +13,7 @@ from ustack.core.ipout cimport ipout_buffer, ipout_id, ipout_raw
 from ustack.core.route cimport RT_LOCAL, route_lookup, route_result_t
 from ustack.core.seqno cimport i64_min, u32_min
 from ustack.core.siphash cimport prng_below
-from ustack.core.state cimport RTF_LOCAL, bucket_t, engine_t
+from ustack.core.state cimport RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, bucket_t, engine_t
 from ustack.core.stats cimport (
     MIB_IcmpOutAddrMaskReps, MIB_IcmpOutAddrMasks, MIB_IcmpOutDestUnreachs, MIB_IcmpOutEchoReps, MIB_IcmpOutEchos, MIB_IcmpOutMsgs,
     MIB_IcmpOutParmProbs, MIB_IcmpOutRateLimitGlobal, MIB_IcmpOutRateLimitHost, MIB_IcmpOutRedirects, MIB_IcmpOutSrcQuenchs,
@@ -188,7 +188,7 @@ cdef inline void icmp_reply(engine_t* e, const seg_t* s, int dst_type, uint8_t t
 
 
 cdef inline bint icmp_may_complain_(const seg_t* s, int dst_type, uint8_t type) noexcept nogil:
-    if dst_type != RTF_LOCAL or s.frag & IP_OFFSET:
+    if dst_type == RTF_BROADCAST or dst_type == RTF_MULTICAST or s.frag & IP_OFFSET:
         return False
     if icmp_is_error(type) and s.proto == IPPROTO_ICMP:
         if s.ip_len <= s.ip_hlen:
@@ -206,10 +206,13 @@ cdef inline void icmp_send(engine_t* e, const seg_t* s, int dst_type, uint8_t ty
     cdef bint limited
     cdef uint32_t room
     cdef uint8_t* msg
+    cdef uint32_t ours = s.dst if dst_type == RTF_LOCAL else 0     # else the route's own source
     if not icmp_may_complain_(s, dst_type, type) or not icmp_global_allow(e, type, code, &limited):
         return
-    optlen = ip_options_echo(e, s.dst, opts)
-    if optlen < 0 or route_lookup(e, s.dst, s.src, &rt) != 0:
+    if route_lookup(e, ours, s.src, &rt) != 0:
+        return
+    optlen = ip_options_echo(e, rt.src, opts)
+    if optlen < 0:
         return
     if not icmp_xrlim_allow(e, &rt, s.src, limited):
         return

@@ -41,7 +41,14 @@ from ustack.core.types cimport (
     E_MSGSIZE, E_NETUNREACH, E_NONET, E_NOPROTOOPT, E_OPNOTSUPP, E_CONNREFUSED, E_PROTO, KIND_REQ, KIND_TW, NS_PER_SEC, TCP_CLOSE, TCP_LISTEN,
     TCP_SYN_RECV, TCP_SYN_SENT, ns_t, ref_t, seg_t, uint8_t, uint32_t,
 )
-from ustack.core.wire cimport IP_HLEN, IPPROTO_ICMP, IPPROTO_TCP, get32, icmp_t, put32, quote_t, wire_icmp_csum_ok, wire_parse_icmp, wire_parse_quote
+from ustack.core.wire cimport (
+    IP_HLEN, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, get32, icmp_t, put32, quote_t, wire_icmp_csum_ok, wire_parse_icmp, wire_parse_quote,
+)
+
+cdef enum:
+    IPPROTO_UDPLITE = 136
+    IPPROTO_RAW = 255
+
 
 cdef inline int icmp_err_errno(uint8_t code) noexcept nogil:
     # errno of destination unreachable, by code (facts N22)
@@ -174,7 +181,8 @@ cdef inline int icmp_error_in_(engine_t* e, const seg_t* s, const icmp_t* m, uin
         if q.l4[0] == ICMP_ECHOREPLY and m.type == ICMP_DEST_UNREACH and m.code == ICMP_FRAG_NEEDED:
             pmtu_update(e, q.dst, info)
         return DROP_NONE
-    mib_inc(&e.stats, MIB_IcmpInErrors)
+    if q.proto == IPPROTO_UDP or q.proto == IPPROTO_UDPLITE or q.proto == IPPROTO_RAW:
+        mib_inc(&e.stats, MIB_IcmpInErrors)     # protocols that look for a socket
     return DROP_ICMP_NO_SOCKET
 
 

@@ -42,7 +42,9 @@ from ustack.core.sock cimport (
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPAbortOnData, MIB_TcpExtTCPHPHits, mib_inc
 from ustack.core.synsent cimport SYNSENT_RESET, TCPOLEN_TSTAMP_ALIGNED, tcp_rcv_synsent
-from ustack.core.tcb cimport RCV_SHUTDOWN, SEND_SHUTDOWN, SF_DEAD, SF_IN_ACCEPTQ, SF_REFUSED, TCP_CA_LOSS, tcb_t
+from ustack.core.tcb cimport (
+    RCV_SHUTDOWN, SEND_SHUTDOWN, SF_DEAD, SF_IN_ACCEPTQ, SF_REFUSED, TCP_CA_LOSS, TCP_ECN_OK, TCP_ECN_SEEN, sklos_t, tcb_t,
+)
 from ustack.core.timewait cimport TCP_TIMEWAIT_S, tcp_fin_time, tcp_time_wait
 from ustack.core.validate cimport sk_take_tstamp_, tcp_store_ts_recent, tcp_validate_incoming
 from ustack.core.wire cimport get32
@@ -74,6 +76,22 @@ cdef inline bint predicted_tstamp_(tcb_t* sk, seg_t* s) noexcept nogil:
     return <int32_t> (sk.rcv_tsval - sk.ts_recent) >= 0
 
 
+cdef inline void ecn_received_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
+    # What tcp_info tells of ECN marks received, on connections without ECN too.
+    cdef uint32_t ecn = s.tos & 3
+    cdef sklos_t* los
+    if ecn == 0:
+        return
+    if not sk.ecn_flags & TCP_ECN_OK:
+        sk.ecn_flags |= TCP_ECN_SEEN
+    if ecn != 3 and s.len == 0:
+        return
+    los = sk_los(e, sk)
+    if ecn == 3:
+        los.received_ce += 1 if s.gso_size == 0 or s.len <= s.gso_size else (s.len + s.gso_size - 1) // s.gso_size
+    los.received_ecn_bytes[ecn - 1] += s.len
+
+
 cdef inline void predicted_replace_ts_(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.tcp_header_len == HDR_TS_LEN and sk.rcv_nxt == sk.rcv_wup:
         tcp_store_ts_recent(e, sk)
@@ -81,6 +99,7 @@ cdef inline void predicted_replace_ts_(engine_t* e, tcb_t* sk) noexcept nogil:
 
 cdef inline void predicted_ack_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     predicted_replace_ts_(e, sk)
+    ecn_received_(e, sk, s)
     tcp_ack(e, sk, s, 0)
     tcp_data_snd_check(e, sk)
     sk.rcvrtt_last_tsecr = sk.rcv_tsecr
@@ -92,6 +111,7 @@ cdef inline void predicted_data_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogi
     tcp_rcv_rtt_measure_ts(e, sk, s.len)
     mib_inc(&e.stats, MIB_TcpExtTCPHPHits)
     tcp_queue_rcv(e, sk, s)
+    ecn_received_(e, sk, s)
     tcp_event_data_recv(e, sk, s)
     if s.ack != sk.snd_una:
         tcp_ack(e, sk, s, FLAG_DATA)
@@ -107,7 +127,9 @@ cdef inline void predicted_data_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogi
 # ---- ESTABLISHED: everything else ----------------------------------------------------------------------------------
 cdef inline int established_text_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     # The segment is acceptable: ACK, urgent pointer, text.
-    cdef int reason = tcp_ack(e, sk, s, FLAG_SLOWPATH | FLAG_UPDATE_TS_RECENT)
+    cdef int reason
+    ecn_received_(e, sk, s)
+    reason = tcp_ack(e, sk, s, FLAG_SLOWPATH | FLAG_UPDATE_TS_RECENT)
     if reason < 0:
         sk_los(e, sk).drops += 1
         return -reason

@@ -7,6 +7,7 @@
 
 from libc.string cimport memset
 
+from ustack.core.auth cimport auth_fault
 from ustack.core.bind cimport listener_lookup
 from ustack.core.cksum cimport csum_add, csum_fold, csum_pseudo
 from ustack.core.ehash cimport ehash_lookup
@@ -25,15 +26,15 @@ from ustack.core.stats cimport (
     MIB_IpExtInBcastOctets, MIB_IpExtInBcastPkts, MIB_IpExtInCEPkts, MIB_IpExtInCsumErrors, MIB_IpExtInECT0Pkts,
     MIB_IpExtInECT1Pkts, MIB_IpExtInMcastOctets, MIB_IpExtInMcastPkts, MIB_IpExtInNoECTPkts, MIB_IpExtInOctets,
     MIB_IpExtInTruncatedPkts, MIB_IpInAddrErrors, MIB_IpInDelivers, MIB_IpInHdrErrors, MIB_IpInReceives, MIB_IpInUnknownProtos,
-    MIB_TcpExtTCPMD5Unexpected, MIB_TcpExtTCPMinTTLDrop, MIB_TcpInCsumErrors, MIB_TcpInErrs, MIB_TcpInSegs, MIB_UdpIgnoredMulti,
+    MIB_TcpExtTCPMinTTLDrop, MIB_TcpInCsumErrors, MIB_TcpInErrs, MIB_TcpInSegs, MIB_UdpIgnoredMulti,
     MIB_UdpInCsumErrors, MIB_UdpInErrors, MIB_UdpNoPorts, mib_add, mib_inc,
 )
 from ustack.core.tcb cimport tcb_t
 from ustack.core.timewait cimport TW_ACK, TW_RST, TW_SYN, tw_ack, tw_kill, tw_process
 from ustack.core.types cimport (
     CSUM_NONE, CSUM_VERIFIED, DROP_IP_CSUM, DROP_IP_INADDRERRORS, DROP_IP_INHDR, DROP_IP_NOPROTO, DROP_IP_SOURCE_ROUTE, DROP_IP_TRUNCATED, DROP_NONE,
-    DROP_NOT_SPECIFIED, DROP_NO_SOCKET, DROP_PKT_TOO_SMALL, DROP_TCP_CSUM, DROP_TCP_MD5UNEXPECTED, DROP_TCP_MINTTL, DROP_TCP_TW,
-    DROP_UDP_NO_PORT, KIND_REQ, KIND_TW, OPT_MD5, TCP_ESTABLISHED, idx_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t,
+    DROP_NOT_SPECIFIED, DROP_NO_SOCKET, DROP_PKT_TOO_SMALL, DROP_TCP_CSUM, DROP_TCP_MINTTL, DROP_TCP_TW,
+    DROP_UDP_NO_PORT, KIND_REQ, KIND_TCB, KIND_TW, TCP_ESTABLISHED, idx_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wire cimport (
     IP_MF, IP_OFFSET, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, get16, wire_ip_csum_ok, wire_ip_finish, wire_parse_ip, wire_parse_ip_head, wire_parse_opts,
@@ -43,6 +44,7 @@ from ustack.core.wire cimport (
 cdef enum:
     IPPROTO_IGMP = 2
     UDP_HLEN = 8
+    CHECKSUM_BREAK = 76         # a longer segment's checksum is verified late
     # where a packet comes from
     FROM_LINK = 0
     FROM_SELF = 1               # sent by us to an address of ours
@@ -51,16 +53,16 @@ cdef enum:
 
 # ---- TCP ---------------------------------------------------------------------------------------------------------------------
 cdef inline int tcp_sock_gate_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
-    # What a connection asks before it looks at a segment: IP_MINTTL, and no MD5 signature, as no socket has a key.
+    # What a connection asks before it looks at a segment: IP_MINTTL, and no signature, as no socket has a key.
+    cdef int reason
     if s.ttl < sk.opt.min_ttl:
         mib_inc(&e.stats, MIB_TcpExtTCPMinTTLDrop)
         sk_los(e, sk).drops += 1
         return DROP_TCP_MINTTL
-    if s.opts & OPT_MD5:
-        mib_inc(&e.stats, MIB_TcpExtTCPMD5Unexpected)
+    reason = auth_fault(e, s, False)
+    if reason != DROP_NONE:
         sk_los(e, sk).drops += 1
-        return DROP_TCP_MD5UNEXPECTED
-    return DROP_NONE
+    return reason
 
 
 cdef inline int tcp_sock_rcv_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
@@ -71,12 +73,6 @@ cdef inline int tcp_sock_rcv_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     if sk.state == TCP_ESTABLISHED:
         return tcp_rcv_established(e, sk, s)
     return tcp_rcv_state_process(e, sk, s)
-
-
-cdef inline void tcp_reset_unowned_(engine_t* e, const seg_t* s) noexcept nogil:
-    # The reset of tcp_v4_send_reset where no full socket is: a signed segment gets none, since nobody could sign the answer.
-    if not s.opts & OPT_MD5:
-        ipout_rst_reply(e, s)
 
 
 cdef inline int tcp_tw_rcv_(engine_t* e, idx_t tw, seg_t* s) noexcept nogil:
@@ -92,9 +88,24 @@ cdef inline int tcp_tw_rcv_(engine_t* e, idx_t tw, seg_t* s) noexcept nogil:
     if verdict == TW_ACK:
         tw_ack(e, tw)
     elif verdict == TW_RST:
-        tcp_reset_unowned_(e, s)
+        ipout_rst_reply(e, s)
         tw_kill(e, tw)
     return DROP_TCP_TW
+
+
+cdef inline int tcp_csum_error_(engine_t* e, seg_t* s) noexcept nogil:
+    # Linux checks short segments first of all, long ones only when the connection has counted them.
+    cdef ref_t ref
+    cdef tcb_t* sk
+    mib_inc(&e.stats, MIB_TcpInCsumErrors)
+    mib_inc(&e.stats, MIB_TcpInErrs)
+    if s.l4_len > CHECKSUM_BREAK:
+        ref = ehash_lookup(&e.ehash, s.dst, s.src, s.dport, s.sport)
+        if ref != 0 and ref_kind(ref) == KIND_TCB:
+            sk = sk_at(e, ref_idx(ref))
+            if s.ttl >= sk.opt.min_ttl:
+                tcp_segs_in(sk, s)
+    return DROP_TCP_CSUM
 
 
 cdef inline int tcp_v4_rcv(engine_t* e, seg_t* s) noexcept nogil:
@@ -107,9 +118,7 @@ cdef inline int tcp_v4_rcv(engine_t* e, seg_t* s) noexcept nogil:
             return DROP_PKT_TOO_SMALL
         return reason
     if not wire_tcp_csum_ok(s):
-        mib_inc(&e.stats, MIB_TcpInCsumErrors)
-        mib_inc(&e.stats, MIB_TcpInErrs)
-        return DROP_TCP_CSUM
+        return tcp_csum_error_(e, s)
     wire_parse_opts(s)
     return tcp_demux_(e, s)
 
@@ -128,7 +137,7 @@ cdef inline int tcp_demux_(engine_t* e, seg_t* s) noexcept nogil:
     lsk = listener_lookup(e, s.dst, s.src, s.dport, s.sport)
     if lsk != NULL:
         return listen_rcv(e, lsk, s, 0)
-    tcp_reset_unowned_(e, s)
+    ipout_rst_reply(e, s)
     return DROP_NO_SOCKET
 
 
@@ -255,6 +264,7 @@ cdef inline int ip_rcv(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum_s
     cdef seg_t s
     cdef int type
     cdef int reason
+    cdef int routed = DROP_NONE
     memset(&s, 0, sizeof(seg_t))
     s.csum_state = csum_state
     s.gso_size = gso_size
@@ -262,11 +272,9 @@ cdef inline int ip_rcv(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum_s
     if reason != DROP_NONE:
         return reason
     if origin == FROM_LINK:
-        reason = route_input(e, s.src, s.dst, &type)
-        if reason != DROP_NONE:
-            if reason == DROP_IP_INADDRERRORS:
-                mib_inc(&e.stats, MIB_IpInAddrErrors)
-            return reason
+        routed = route_input(e, s.src, s.dst, &type)
+        if routed != DROP_NONE and routed != DROP_IP_INADDRERRORS:
+            return routed
     else:
         type = inet_addr_type(e, s.dst)
     e.ipopt.len = 0
@@ -274,6 +282,9 @@ cdef inline int ip_rcv(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum_s
         reason = ip_rcv_options(e, &s, type)
         if reason != DROP_NONE:
             return reason
+    if routed != DROP_NONE:                 # to be forwarded, had it not been for us: known only behind the options
+        mib_inc(&e.stats, MIB_IpInAddrErrors)
+        return routed
     if type == RTF_MULTICAST:
         mib_inc(&e.stats, MIB_IpExtInMcastPkts)
         mib_add(&e.stats, MIB_IpExtInMcastOctets, s.ip_len)

@@ -2,7 +2,7 @@
 #
 # RFC 791 3.1, RFC 1122 3.2.1.8; Linux: ip_options_compile, ip_options_echo, ip_options_build; facts N2, C13. The receiver checks all options,
 # writes its own address and the time into record route and timestamp, and keeps the result in e.ipopt for as long as the packet is
-# in process. A reply (ICMP, SYN-ACK) echoes record route, timestamp and a reversed source route. Nothing else acts on options.
+# in process. A reply (ICMP, SYN-ACK) echoes record route, timestamp and a security label. Nothing else acts on options.
 # Callers: ipin compiles each packet (also those without options); icmp and request echo.
 
 from libc.string cimport memcpy, memset
@@ -20,6 +20,7 @@ cdef enum:
     IPOPT_RR = 7
     IPOPT_TIMESTAMP = 68
     IPOPT_LSRR = 131
+    IPOPT_CIPSO = 134
     IPOPT_SSRR = 137
     IPOPT_RA = 148
     IPOPT_TS_TSONLY = 0
@@ -138,6 +139,9 @@ cdef inline int ip_options_compile(engine_t* e, const seg_t* s, uint32_t our_add
             bad = ipopt_ts_(e, o, i, n, our_addr)
         elif o.data[i] == IPOPT_RA and n < 4:
             bad = i + 1
+        elif o.data[i] == IPOPT_CIPSO:          # a label: too short, or of a domain (DOI) that nobody has configured
+            bad = i + 1 if n < 8 else i + 2
+            o.cipso = <uint8_t>(i + 1)
         if bad >= 0:
             return IP_HLEN + bad
         i += n
@@ -202,6 +206,12 @@ cdef inline int ip_options_echo(engine_t* e, uint32_t our_addr, uint8_t* out) no
         n = ipopt_echo_ts_(e, o, out + len, our_addr)
         if n < 0:
             return -1
+        len += n
+    if o.cipso:
+        n = o.data[o.cipso]
+        if len + n > 40:
+            return -1
+        memcpy(out + len, &o.data[o.cipso - 1], n)
         len += n
     while len & 3:
         out[len] = IPOPT_END

@@ -6,6 +6,7 @@
 
 from libc.string cimport memcpy, memset
 
+from ustack.core.auth cimport auth_forbids_reset
 from ustack.core.cksum cimport csum_fold_partial, csum_pseudo
 from ustack.core.ipopt cimport ip_options_echo
 from ustack.core.records cimport TXF_CSUM_PARTIAL, txframe_t
@@ -14,7 +15,7 @@ from ustack.core.seqno cimport u32_min
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_IpExtOutBcastOctets, MIB_IpExtOutBcastPkts, MIB_IpExtOutMcastOctets, MIB_IpExtOutMcastPkts, MIB_IpExtOutOctets, MIB_IpFragCreates, MIB_IpFragOKs,
-    MIB_IpOutDiscards, MIB_IpOutNoRoutes, MIB_IpOutRequests, MIB_IpOutTransmits, MIB_TcpOutRsts, MIB_TcpOutSegs, mib_add, mib_inc,
+    MIB_IpOutDiscards, MIB_IpOutRequests, MIB_IpOutTransmits, MIB_TcpOutRsts, MIB_TcpOutSegs, mib_add, mib_inc,
 )
 from ustack.core.tx cimport TXF_LOCAL, tx_arena, tx_frame
 from ustack.core.types cimport (
@@ -90,16 +91,15 @@ cdef inline int ipout_reply_(engine_t* e, uint32_t saddr, uint32_t daddr, uint16
     if n < 0:
         return -E_INVAL
     if route_lookup(e, saddr, daddr, &rt) != 0:
-        mib_inc(&e.stats, MIB_IpOutNoRoutes)
-        return -E_HOSTUNREACH
+        return -E_HOSTUNREACH               # without a count, unlike what a socket sends
     return ipout_tcp(e, saddr, daddr, sport, dport, seq, ack, flags, wnd, opts, optlen, 0, True,
                      <uint8_t> (rt.entry.hoplimit if rt.entry != NULL and rt.entry.hoplimit else e.cfg.ip_default_ttl),
                      <uint8_t> (tos & ~INET_ECN_MASK), echo, <uint32_t> n)
 
 
 cdef inline void ipout_rst_reply(engine_t* e, const seg_t* s) noexcept nogil:
-    """The stateless RST (facts B30): never in answer to a RST, nor to what was not sent to an address of ours."""
-    if s.flags & TH_RST or not is_local(e, s.dst):
+    """The stateless RST (facts B30): never in answer to a RST or to a signed segment, nor to what was not sent to an address of ours."""
+    if s.flags & TH_RST or auth_forbids_reset(s) or not is_local(e, s.dst):
         return
     if s.flags & TH_ACK:
         ipout_reply_(e, s.dst, s.src, s.dport, s.sport, s.ack, 0, TH_RST, 0, NULL, 0, s.tos)

@@ -20,7 +20,7 @@ cdef enum:
     RQ_ACKED = 16               # third ACK seen but not taken (queue full, defer accept)
     RQ_ECN_ECT0 = 32            # SYN-ACK goes out as ECT(0) (hook NEEDS_ECN); never set by Linux's defaults
     RQ_NO_TIMER = 64            # lives on the caller's stack only (cookie)
-    RQ_TFO = 128                # belongs to a Fast Open child (kept in tcb.fastopen_rsk)
+    RQ_TS_OFF = 128             # its TSvals have the 4-tuple's offset: tcp_timestamps was 1 when the SYN came
 
 cdef struct req_t:              # 64 bytes: a flood allocates nothing else
     enode_t en                  # 16: hash chain and 4-tuple
@@ -154,6 +154,9 @@ cdef struct bindb_t:            # one per port in use
     ref_t owners                # KIND_TCB / KIND_TW, linked by their bind_next / bind_prev
     uint32_t n
     uint32_t n_bound            # owners that did not get the port from connect()
+    uint8_t fastreuseport       # the last to come had SO_REUSEPORT; with the user and the address of
+    uint32_t fastuid            # the first of its kind
+    uint32_t fast_rcv_saddr
 
 # ---- records of the data path ------------------------------------------------------------------------------------------------
 cdef enum:

@@ -8,6 +8,7 @@
 # Callers: ipin (listen_rcv, request_rcv), icmp (request_icmp), engine (request_timer).
 
 from ustack.core.acceptq cimport acceptq_is_full, acceptq_push, acceptq_remove, listen_drop, req_drop, req_free, reqq_added, reqq_removed
+from ustack.core.auth cimport auth_fault
 from ustack.core.bind cimport listener_lookup
 from ustack.core.child cimport req_sent_at, req_timeout, tcp_create_child
 from ustack.core.connreq cimport COOKIE_NOT_OURS, COOKIE_REFUSED, conn_request, cookie_ack
@@ -21,6 +22,7 @@ from ustack.core.listenhook cimport listenhook_ack, listenhook_overflow, listenh
 from ustack.core.paws cimport tcp_ack_rate_limited, tcp_in_window, tcp_paws_reject
 from ustack.core.pool cimport pool_is_empty
 from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqext_t
+from ustack.core.route cimport is_local
 from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.seqno cimport after, between, u32_max
 from ustack.core.sock cimport ext_at, lst_at, req_at, sk_at, sk_data_ready, sk_los, tcp_clock_ms, tcp_clock_s
@@ -28,16 +30,16 @@ from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpExtEmbryonicRsts, MIB_TcpExtOutOfWindowIcmps, MIB_TcpExtPAWSEstab,
     MIB_TcpExtTCPACKSkippedChallenge, MIB_TcpExtTCPACKSkippedSynRecv, MIB_TcpExtTCPChallengeACK,
-    MIB_TcpExtTCPDeferAcceptDrop, MIB_TcpExtTCPMD5Unexpected, MIB_TcpExtTCPMigrateReqFailure,
+    MIB_TcpExtTCPDeferAcceptDrop, MIB_TcpExtTCPMigrateReqFailure,
     MIB_TcpExtTCPMigrateReqSuccess, MIB_TcpExtTCPMinTTLDrop, MIB_TcpExtTCPSynRetrans, MIB_TcpExtTCPTimeouts,
-    MIB_TcpExtTSEcrRejected, MIB_TcpRetransSegs, mib_inc,
+    MIB_TcpExtTSEcrRejected, MIB_TcpOutRsts, MIB_TcpOutSegs, MIB_TcpRetransSegs, mib_inc,
 )
 from ustack.core.synack cimport req_ext, req_ts_off, req_tsval_last, synack_repeat
 from ustack.core.tcb cimport SF_REFUSED, tcb_t
 from ustack.core.types cimport (
     DROP_HOOK, DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_POOL_TCB, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS, DROP_TCP_INVALID_SYN,
-    DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE, DROP_TCP_LISTEN_RST, DROP_TCP_MD5UNEXPECTED, DROP_TCP_MINTTL, DROP_TCP_REQ_NOACK,
-    DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_TSECR, NS_PER_MS, NS_PER_SEC, OPT_MD5, OPT_TS, REF_SHIFT,
+    DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE, DROP_TCP_LISTEN_RST, DROP_TCP_MINTTL, DROP_TCP_REQ_NOACK,
+    DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_TSECR, NS_PER_MS, NS_PER_SEC, OPT_TS, REF_SHIFT,
     TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, TM_REQ, idx_t, int32_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.wheel cimport wheel_arm
@@ -54,14 +56,6 @@ cdef inline int lst_discard_(engine_t* e, idx_t li, int reason) noexcept nogil:
     if l.sk != 0:
         sk_los(e, sk_at(e, l.sk)).drops += 1
     return reason
-
-
-cdef inline bint md5_unexpected_(engine_t* e, const seg_t* s) noexcept nogil:
-    # No keys here: a signed segment is refused (facts B2).
-    if not s.opts & OPT_MD5:
-        return False
-    mib_inc(&e.stats, MIB_TcpExtTCPMD5Unexpected)
-    return True
 
 
 cdef inline int child_process_(engine_t* e, tcb_t* parent, tcb_t* child, seg_t* s) noexcept nogil:
@@ -95,7 +89,12 @@ cdef inline int listen_ack_(engine_t* e, tcb_t* lsk, seg_t* s) noexcept nogil:
             return child_process_(e, lsk, child, s)
         if why >= 0:
             return no_child_reason_(e, lsk.listener) if why == DROP_TCP_LISTEN_OVERFLOW else why
-    ipout_rst_reply(e, s)
+    if not s.flags & TH_RST and not is_local(e, s.dst):
+        # The reset of a listener to what came by broadcast is counted, though no route leads away from such a source.
+        mib_inc(&e.stats, MIB_TcpOutSegs)
+        mib_inc(&e.stats, MIB_TcpOutRsts)
+    else:
+        ipout_rst_reply(e, s)
     if why == COOKIE_REFUSED:
         return DROP_HOOK
     return DROP_TCP_LISTEN_RST if s.flags & TH_RST else DROP_TCP_FLAGS
@@ -103,12 +102,14 @@ cdef inline int listen_ack_(engine_t* e, tcb_t* lsk, seg_t* s) noexcept nogil:
 
 cdef inline int listen_rcv(engine_t* e, tcb_t* lsk, seg_t* s, uint32_t tw_isn) noexcept nogil:
     # A segment for a listener that belongs to no request. tw_isn: ISN for a SYN that comes out of TIME_WAIT, else 0.
+    cdef int reason
     e.rx_listener = lsk.listener
     if s.ttl < lsk.opt.min_ttl:
         mib_inc(&e.stats, MIB_TcpExtTCPMinTTLDrop)
         return lst_discard_(e, lsk.listener, DROP_TCP_MINTTL)
-    if md5_unexpected_(e, s):
-        return lst_discard_(e, lsk.listener, DROP_TCP_MD5UNEXPECTED)
+    reason = auth_fault(e, s, False)
+    if reason != DROP_NONE:
+        return lst_discard_(e, lsk.listener, reason)
     if s.flags & TH_ACK:
         return listen_ack_(e, lsk, s)
     if s.flags & TH_RST:
@@ -301,9 +302,11 @@ cdef inline int request_rcv(engine_t* e, idx_t ri, seg_t* s) noexcept nogil:
     cdef req_t* rq = req_at(e, ri)
     cdef idx_t li = rq.listener
     cdef tcb_t* lsk
+    cdef int reason
     e.rx_listener = li
-    if md5_unexpected_(e, s):
-        return lst_discard_(e, li, DROP_TCP_MD5UNEXPECTED)
+    reason = auth_fault(e, s, True)
+    if reason != DROP_NONE:
+        return lst_discard_(e, li, reason)
     if not lst_at(e, li).listening:
         li = listener_successor(e, li, s.dst, s.src, s.dport, s.sport)
         if li == 0:

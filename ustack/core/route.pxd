@@ -514,6 +514,8 @@ cdef inline int route_input(engine_t* e, uint32_t src, uint32_t dst, int* type) 
             return 0
         if not is_broadcast(e, dst):
             return DROP_IP_INADDRERRORS
+    if ipv4_is_loopback(src):
+        return DROP_IP_INVALID_SOURCE
     if src != 0 and is_own_address(e, src):
         return DROP_IP_LOCAL_SOURCE
     type[0] = RTF_BROADCAST

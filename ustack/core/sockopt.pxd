@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset, strlen, strncmp
 
 from ustack.core.types cimport (
     E_DOM, E_INVAL, E_NOENT, E_NOMEM, E_NOPROTOOPT, E_NOTCONN, E_OPNOTSUPP, E_PERM, NS_NEVER, NS_PER_MS, NS_PER_SEC, TCP_CLOSE,
-    TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_LISTEN, int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t,
+    TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_LISTEN, int16_t, int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t,
 )
 from ustack.core.cc cimport cc_assign, cc_by_name, cc_name
 from ustack.core.fastopen cimport fastopen_init_key_once
@@ -220,7 +220,9 @@ cdef inline int set_sol_socket(engine_t* e, tcb_t* sk, int name, const uint8_t* 
         flag_set(sk, SF_ZEROCOPY, v != 0)
     elif name in (3, 4, 30, 38, 39, 17, 55, 57):    # read only
         return -E_NOPROTOOPT
-    elif name in (11, 14, 16, 19, 40, 41, 43, 44, 45, 46, 49, 69, 70, 74):
+    elif name == 49:                                # SO_INCOMING_CPU: kept; there is one CPU as far as a socket can tell
+        sk_opt(e, sk).incoming_cpu2 = <int16_t> (v + 2)
+    elif name in (11, 14, 16, 19, 40, 41, 43, 44, 45, 46, 69, 70, 74):
         return -E_NOPROTOOPT if name == 19 else 0   # accepted, no effect here (SO_NO_CHECK, SO_BUSY_POLL ...)
     else:
         return -E_NOPROTOOPT
@@ -316,7 +318,10 @@ cdef inline int get_sol_socket(engine_t* e, tcb_t* sk, int name, uint8_t* out, u
             return 0
         v = <int32_t> (u if u < 0xffffffffUL else 0xffffffffUL)
     elif name == 49:
-        v = 0
+        if sk.opt.incoming_cpu2:
+            v = sk.opt.incoming_cpu2 - 2
+        else:
+            v = -1 if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN else 0
     elif name == 55:
         if n[0] > 36:
             n[0] = 36
@@ -375,7 +380,11 @@ cdef inline int set_sol_ip(engine_t* e, tcb_t* sk, int name, const uint8_t* val,
         if n < 1 or v < 0 or v > 255:
             return -E_INVAL
         sk_opt(e, sk).min_ttl = <uint8_t> v
-    elif name in (6, 7, 8, 12, 19, 22, 23, 24, 33, 34, 50):
+    elif name == 8:
+        sk_opt(e, sk).pktinfo = v != 0
+    elif name == 12:
+        sk_opt(e, sk).recvttl = v != 0
+    elif name in (6, 7, 19, 22, 23, 24, 33, 34, 50):
         return 0                                    # accepted, no effect on TCP here
     else:
         return -E_NOPROTOOPT
@@ -405,7 +414,11 @@ cdef inline int get_sol_ip(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint3
     elif name == 4:                                 # IP_OPTIONS: none
         n[0] = 0
         return 0
-    elif name in (6, 7, 8, 12, 19, 22, 23, 24, 33, 34, 50):
+    elif name == 8:
+        v = sk.opt.pktinfo
+    elif name == 12:
+        v = sk.opt.recvttl
+    elif name in (6, 7, 19, 22, 23, 24, 33, 34, 50):
         v = 0
     else:
         return -E_NOPROTOOPT

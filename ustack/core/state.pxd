@@ -121,6 +121,7 @@ cdef struct ipopt_t:            # IP options of the packet in process, as the re
     uint8_t rr                  # offset + 1 of the option in data, 0 = none
     uint8_t ts
     uint8_t srr
+    uint8_t cipso
     uint8_t rr_needaddr
     uint8_t ts_needaddr
     uint8_t ts_needtime

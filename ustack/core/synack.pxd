@@ -12,7 +12,7 @@ from ustack.core.ipout cimport ipout_tcp
 from ustack.core.pool cimport pool_alloc
 from ustack.core.rcvwin cimport tcp_select_initial_window
 from ustack.core.records cimport (
-    RQ_ECN_ECT0, RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, req_t, reqext_t,
+    RQ_ECN_ECT0, RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_TS_OFF, RQ_WSCALE_OK, req_t, reqext_t,
 )
 from ustack.core.route cimport (
     IP_PMTUDISC_DO, IP_PMTUDISC_WANT, RTAX_FEATURE_ECN, route_lookup, route_result_t, route_t,
@@ -231,7 +231,10 @@ cdef inline void synack_of_req(engine_t* e, tcb_t* lsk, req_t* rq, const route_r
 
 
 cdef inline uint32_t req_ts_off(engine_t* e, const req_t* rq) noexcept nogil:
-    return secret_ts_off(e, tuple_secret(e, rq.en.laddr, rq.en.faddr, <uint16_t>(rq.en.ports >> 16), <uint16_t>rq.en.ports))
+    # Decided when the SYN came: tcp_timestamps may have changed since.
+    if not rq.flags & RQ_TS_OFF:
+        return 0
+    return <uint32_t>(tuple_secret(e, rq.en.laddr, rq.en.faddr, <uint16_t>(rq.en.ports >> 16), <uint16_t>rq.en.ports) >> 32)
 
 
 cdef inline int synack_repeat(engine_t* e, tcb_t* lsk, req_t* rq) noexcept nogil:

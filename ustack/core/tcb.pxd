@@ -139,6 +139,9 @@ cdef struct skopt_t:            # slot 0 of its pool holds the defaults (sock.px
     uint8_t syn_retries         # TCP_SYNCNT
     uint8_t thin_lto            # TCP_THIN_LINEAR_TIMEOUTS
     uint8_t min_ttl
+    uint8_t pktinfo             # IP_PKTINFO, IP_RECVTTL: kept; TCP has no message to attach them to
+    uint8_t recvttl
+    int16_t incoming_cpu2       # SO_INCOMING_CPU + 2, 0 = never set
     uint16_t user_mss           # TCP_MAXSEG, 0 = none
     int32_t rcvlowat
     uint32_t notsent_lowat      # 0 = sysctl
@@ -185,6 +188,8 @@ cdef struct sklos_t:            # slot 0 of its pool is all zero
     uint16_t total_rto
     uint16_t total_rto_recoveries
     uint8_t dup_ack_counter
+    uint32_t received_ce        # segments with a CE mark
+    uint32_t received_ecn_bytes[3]  # payload received under ECT(1), ECT(0), CE
     # MTU probing
     uint32_t mtup_probe_seq_start
     uint32_t mtup_probe_seq_end

@@ -138,6 +138,10 @@ cdef inline void tcp_get_info(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil
     (<uint16_t*> (p + 240))[0] = sk.los.total_rto
     (<uint16_t*> (p + 242))[0] = sk.los.total_rto_recoveries
     put_u32(p, 244, sk.los.total_rto_time_ms)
+    put_u32(p, 248, sk.los.received_ce)
+    put_u32(p, 264, sk.los.received_ecn_bytes[0])
+    put_u32(p, 268, sk.los.received_ecn_bytes[1])
+    put_u32(p, 272, sk.los.received_ecn_bytes[2])
 
 
 cdef inline void sk_get_meminfo(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nogil:

@@ -94,6 +94,8 @@ cdef enum:
     OPT_FASTOPEN = 32           # a valid Fast Open option (request or cookie)
     OPT_MD5 = 64
     OPT_FO_EXP = 128            # the Fast Open option came as kind 254 with magic F989
+    OPT_AO = 256
+    OPT_AUTH_BAD = 512          # the walk that looks for signatures found options it cannot read, or two signatures
 
 cdef struct sackblk_t:
     uint32_t start
@@ -266,4 +268,6 @@ cdef enum:
     DROP_HOOK = 64                      # ours: a hook said drop
     DROP_PROTO_MEM = 65
     DROP_SOCKET_RCVBUFF = 66
-    DROP_REASONS = 67
+    DROP_TCP_AUTH_HDR = 67
+    DROP_TCP_AOFAILURE = 68
+    DROP_REASONS = 69

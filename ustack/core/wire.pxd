@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memmove
 from ustack.core.cksum cimport csum_add, csum_fold, csum_fold_partial, csum_pseudo, csum_ranges
 from ustack.core.types cimport (
     CSUM_NONE, DROP_IP_CSUM, DROP_IP_INHDR, DROP_IP_TRUNCATED, DROP_NONE, DROP_NOT_SPECIFIED, DROP_PKT_TOO_SMALL,
-    OPT_FASTOPEN, OPT_FO_EXP, OPT_MD5, OPT_MSS, OPT_SACK, OPT_SACKOK, OPT_TS, OPT_WSCALE, TH_FIN, TH_SYN, sackblk_t,
+    OPT_AO, OPT_AUTH_BAD, OPT_FASTOPEN, OPT_FO_EXP, OPT_MD5, OPT_MSS, OPT_SACK, OPT_SACKOK, OPT_TS, OPT_WSCALE, TH_FIN, TH_SYN, sackblk_t,
     seg_t)
 
 cdef enum:
@@ -40,6 +40,9 @@ cdef enum:
     TOK_SACK = 5
     TOK_TS = 8
     TOK_MD5 = 19
+    TOK_AO = 29
+    TCPOLEN_MD5 = 18
+    TCPOLEN_AO_HDR = 4
     TOK_FASTOPEN = 34
     TOK_EXP = 254
     TOK_EXP_FASTOPEN = 0xf989       # magic of the experimental form
@@ -197,8 +200,21 @@ cdef inline void wire_sack_opt_(seg_t* s, const uint8_t* p, uint32_t size) noexc
     s.opts |= OPT_SACK
 
 
-cdef inline void wire_one_opt_(seg_t* s, const uint8_t* p, uint32_t size) noexcept nogil:
-    # p[0] is the kind, size the whole option, all of it inside the header. A known kind with a wrong length is skipped.
+cdef inline void wire_auth_opt_(seg_t* s, uint32_t kind, uint32_t size, uint32_t left) noexcept nogil:
+    # The kernel's own walk for signatures stops where fewer bytes are left than an MD5 option has; up to there it forgives nothing.
+    if left < TCPOLEN_MD5:
+        return
+    if s.opts & (OPT_MD5 | OPT_AO):
+        s.opts |= OPT_AUTH_BAD
+    elif kind == TOK_MD5:
+        s.opts |= OPT_MD5 if size == TCPOLEN_MD5 else OPT_AUTH_BAD
+    else:
+        s.opts |= OPT_AO if size > TCPOLEN_AO_HDR else OPT_AUTH_BAD
+
+
+cdef inline void wire_one_opt_(seg_t* s, const uint8_t* p, uint32_t size, uint32_t left) noexcept nogil:
+    # p[0] is the kind, size the whole option, all of it inside the header, of which `left` bytes begin here. A known kind with a wrong
+    # length is skipped.
     cdef uint8_t kind = p[0]
     cdef bint syn = (s.flags & TH_SYN) != 0
     if kind == TOK_TS:
@@ -219,9 +235,8 @@ cdef inline void wire_one_opt_(seg_t* s, const uint8_t* p, uint32_t size) noexce
     elif kind == TOK_SACKOK:
         if size == 2 and syn:
             s.opts |= OPT_SACKOK
-    elif kind == TOK_MD5:
-        if size == 18:
-            s.opts |= OPT_MD5
+    elif kind == TOK_MD5 or kind == TOK_AO:
+        wire_auth_opt_(s, kind, size, left)
     elif kind == TOK_FASTOPEN:
         wire_fastopen_opt_(s, p + 2, size - 2, 0)
     elif kind == TOK_EXP:
@@ -230,7 +245,7 @@ cdef inline void wire_one_opt_(seg_t* s, const uint8_t* p, uint32_t size) noexce
 
 
 cdef inline void wire_parse_opts(seg_t* s) noexcept nogil:
-    # Facts C1, C2, I5. No option can cause a drop; the last of duplicates wins. Sets opts and what its bits vouch for.
+    # Facts C1, C2, I5. No option causes a drop but signatures (auth.pxd); the last of duplicates wins. Sets opts and what its bits vouch for.
     cdef const uint8_t* p = s.opt
     cdef const uint8_t* end = s.opt + s.opt_len
     cdef uint32_t size
@@ -254,8 +269,10 @@ cdef inline void wire_parse_opts(seg_t* s) noexcept nogil:
             return
         size = p[1]
         if size < 2 or size > <uint32_t>(end - p):
+            if end - p >= TCPOLEN_MD5:
+                s.opts |= OPT_AUTH_BAD
             return
-        wire_one_opt_(s, p, size)
+        wire_one_opt_(s, p, size, <uint32_t>(end - p))
         p += size
 
 
@@ -278,10 +295,10 @@ cdef inline bint wire_icmp_csum_ok(const seg_t* s) noexcept nogil:
 
 
 cdef inline int wire_parse_quote(const uint8_t* p, uint32_t n, quote_t* q) noexcept nogil:
-    # The head of a packet of ours inside an ICMP error; its checksum and total length are not checked.
+    # The head of a packet of ours inside an ICMP error; its version, checksum and total length are not checked.
     if n < IP_HLEN:
         return DROP_PKT_TOO_SMALL
-    if p[0] >> 4 != 4 or p[0] & 15 < 5:
+    if p[0] & 15 < 5:
         return DROP_IP_INHDR
     q.ip_hlen = <uint32_t>(p[0] & 15) * 4
     if q.ip_hlen > n:

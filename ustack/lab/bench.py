@@ -45,6 +45,7 @@ class Bench:
         self.steps: list[dict[str, Any]] = list(kernel.setup_steps)
         self.symbols = Symbols()
         self.sockets: dict[str, socket.socket] = {}
+        self.bound: set[str] = set()
         self.observers: dict[Key, Observer] = {}
         self.last_error = ""
         self.disturbed = 0.0
@@ -265,9 +266,10 @@ class Bench:
             return 0
 
         step = self._call("setsockopt", name, args, act)
-        if "errno" not in step:
+        size = values.option_size(value)
+        if "errno" not in step and size:
             with contextlib.suppress(OSError):
-                raw = sock.getsockopt(level, number, values.option_size(value))
+                raw = sock.getsockopt(level, number, size)
                 step["readback"] = values.option_out(raw, value)
 
     def getsockopt(self, name: str, option: str, buflen: int = 4) -> None:
@@ -280,7 +282,7 @@ class Bench:
             if option == "TCP_INFO":
                 return {"len": len(raw), "hex": raw.hex()}
             if len(raw) != 4:
-                return {"value": {"hex": raw.hex(), "len": buflen}}
+                return {"value": {"hex": raw.hex(), "len": len(raw)}}
             value = struct.unpack("i", raw)[0]
             if option == "SO_ERROR":
                 return {"value": value, "errno": options.errno_text(value)}
@@ -295,6 +297,7 @@ class Bench:
 
         def act() -> int:
             sock.bind(place)
+            self.bound.add(name)
             return 0
 
         self._call("bind", name, {"addr": options.place(place)}, act)
@@ -309,9 +312,8 @@ class Bench:
                 raise OSError(code, os.strerror(code))
             return 0
 
-        unbound = sock.getsockname()[1] == 0
         step = self._call("listen", name, {"backlog": backlog}, act)
-        if unbound and "errno" not in step:
+        if name not in self.bound and "errno" not in step:
             self.getsockname(name)
 
     def setblocking(self, name: str, blocking: bool) -> None:

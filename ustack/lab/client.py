@@ -174,7 +174,7 @@ class Client:
         """(symbol, value) of TSecr."""
         text = words.get("ecr", "+0")
         if text.startswith("#") or not self.tsvals:
-            return None, int(text.lstrip("#+"), 0)
+            return None, int(text.removeprefix("first").lstrip("#+") or "0", 0) & 0xFFFFFFFF
         which, delta = self.tsvals[-1], text
         if text.startswith("first"):
             which, delta = self.tsvals[0], text[5:] or "+0"

@@ -8,6 +8,7 @@
     L0.accept C0                              accept, recv, send, close, shutdown, setsockopt, getsockopt, info, error, connect, bind,
                                               listen, poll, name, peer, block, nonblock
     spawn L0.accept C0 / join                 the call on a thread of its own / wait for all of them
+    ? C0.recv                                 the line, if the socket exists by then, or the kernel has sent the endpoint a SYN
     wait 0.5 | until 3.2 | mark LABEL | ss -tan | ss_text -tan | netstat_text -ant
     sysctl NAME=VALUE | get NAME | route WORDS | link MTU | addr add WORDS | note TEXT
     ip src=192.0.2.9 proto=17 data=hex:00     a packet made of fields; `icmp 8/0 data=..`, `udp dport=7 data=..`
@@ -60,6 +61,11 @@ class Script:
                     raise errors.ScenarioError(f"line {n}: {line}: {e}") from e
 
     def line(self, line: str) -> None:
+        if line.startswith("? "):
+            line = line[2:]
+            m, c = _CALL.fullmatch(line), _CLIENT.fullmatch(line)
+            if (m and m[2] not in self.bench.sockets) or (c and self.client(c[1]).isn_p is None):
+                return
         m = _RANGE.fullmatch(line)
         if m:
             for i in range(int(m[2]), int(m[3]) + 1):

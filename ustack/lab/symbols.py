@@ -12,19 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..replay import packet as wire
+from ..replay.symbols import signed
 
 Key = tuple[str, int, str, int]
 NEAR = 1 << 24
+ANOTHER_CLOCK = 1 << 24     # a TSval so far from the last one has another base
 
 
 def key_of(p: wire.Packet, injected: bool) -> Key:
     assert p.tcp is not None
     return (p.src, p.tcp.sport, p.dst, p.tcp.dport) if injected else (p.dst, p.tcp.dport, p.src, p.tcp.sport)
-
-
-def signed(n: int) -> int:
-    n &= 0xFFFFFFFF
-    return n - (1 << 32) if n & 0x80000000 else n
 
 
 @dataclass
@@ -64,10 +61,11 @@ class Symbols:
         if t.tsval is not None:
             if known.tsvals:
                 base, value = known.tsvals[-1]
-                sym["tsval"] = ["tsval", base, signed(t.tsval - value)]
+                delta = signed(t.tsval - value)
+                sym["tsval"] = "new" if abs(delta) > ANOTHER_CLOCK else ["tsval", base, delta]
             else:
                 sym["tsval"] = "new"
-            if not known.tsvals or t.flags & wire.SYN:
+            if not known.tsvals or t.flags & wire.SYN or sym["tsval"] == "new":
                 known.tsvals.append((p, t.tsval))
         return sym
 

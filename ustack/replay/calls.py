@@ -116,15 +116,17 @@ class Calls:
         self.sockets: dict[str, Any] = {}
         self.pending: list[Pending] = []
         self._chosen = self._chosen_ports(steps)
-        self._fixed: set[str] = {s.sock for s in steps if s.call == "bind" and s.sock and s.result == 0
-                                 and address(s.args["addr"])[1]}
+        self._fixed: set[str] = set()
         self._info: dict[str, bytes] = {}
 
     @staticmethod
-    def _chosen_ports(steps: list[CallStep]) -> dict[str, int]:
-        """The recorded port of each socket, from its getsockname."""
-        return {s.sock: address(s.result)[1] for s in steps
-                if s.call == "getsockname" and s.sock and isinstance(s.result, str)}
+    def _chosen_ports(steps: list[CallStep]) -> dict[str, list[tuple[int, int]]]:
+        """The recorded ports of each socket, from its getsockname: (index of the step, port)."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for s in steps:
+            if s.call == "getsockname" and s.sock and isinstance(s.result, str):
+                found.setdefault(s.sock, []).append((s.index, address(s.result)[1]))
+        return found
 
     def socket(self, name: str | None) -> Any:
         if name is None or name not in self.sockets:
@@ -141,20 +143,24 @@ class Calls:
             value = getattr(self, "_" + step.call, self._unknown)(step)
         except OSError as e:
             return Outcome(errno=errno_name(e.errno))
+        if step.call == "bind" and step.sock and address(step.args["addr"])[1]:
+            self._fixed.add(step.sock)
         if step.call in ("listen", "bind"):
-            self._learn_port(step.sock)
+            self._learn_port(step)
         return Outcome(value)
 
     def _unknown(self, step: CallStep) -> Any:
         raise FormatError(f"{step.title()}: unknown call {step.call!r}")
 
-    def _learn_port(self, name: str | None) -> None:
-        """A port chosen by the stack stands for the one the kernel had chosen."""
-        if name is None or name in self._fixed or name not in self._chosen:
+    def _learn_port(self, step: CallStep) -> None:
+        """A port chosen by the stack stands for the one the kernel had chosen, which the next getsockname tells."""
+        name = step.sock
+        if name is None or name in self._fixed:
             return
+        recorded = next((port for index, port in self._chosen.get(name, []) if index > step.index), 0)
         port = self.sockets[name].getsockname()[1]
-        if port:
-            self.ports.learn(self._chosen[name], port)
+        if port and recorded:
+            self.ports.learn(recorded, port)
 
     def _submit(self, step: CallStep, now: int) -> Outcome | Pending:
         sock = self.socket(step.sock)
@@ -170,7 +176,7 @@ class Calls:
                 args = ()
         completion = self.stack.submit(sock, step.call, *args)
         if step.call == "connect":
-            self._learn_port(step.sock)
+            self._learn_port(step)
         if not completion.done:
             pending = Pending(step, completion, now)
             self.pending.append(pending)
@@ -264,7 +270,7 @@ class Calls:
             return {"len": len(raw), "hex": raw.hex()}
         raw = self.read_option(step.sock, level, name, values.option_size(like, a.get("buflen")))
         value = values.option_out(raw, like if like is not None else 0)
-        if (level, name) == SO_ERROR:
+        if (level, name) == SO_ERROR and isinstance(value, int):
             return {"value": value, "errno": errno_name(value) if value else None}
         return {"value": value}
 

@@ -75,6 +75,12 @@ def triple(value: Any, kind: str, where: str) -> tuple[int, int]:
     raise FormatError(f"{where}: {value!r} is not a [{kind!r}, p, n] symbol")
 
 
+def signed(n: int) -> int:
+    """A difference of 32-bit numbers as a signed one."""
+    n &= MASK
+    return n - (MASK + 1) if n >> 31 else n
+
+
 class Ports:
     """Local ports that the stack chose by itself, against those of the recording."""
 
