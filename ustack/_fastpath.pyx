@@ -25,6 +25,7 @@ from ustack.core.cwnd cimport (
     ack_sample_t, rate_sample_t, tcp_cong_avoid_ai, tcp_in_slow_start, tcp_is_cwnd_limited, tcp_slow_start,
 )
 from ustack.core.cc_bbr cimport bbr_get_info
+from ustack.core.child cimport req_sent_at
 from ustack.core.ehash cimport ehash_lookup, ehash_settle, ehash_walk_some, ustack_peek
 from ustack.core.engine cimport (
     engine_batch, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,

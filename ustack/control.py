@@ -129,6 +129,7 @@ _OPS: dict[str, Callable[[Stack, dict[str, Any]], Any]] = {
         {k: v for k, v in row.items() if not isinstance(v, bytes)}
         for row in stack.dump() if row["kind"] == "listen"
     ],
+    "queues": lambda stack, ask: stack.queues(),
     "requests": lambda stack, ask: stack.requests(),
     "nstat": lambda stack, ask: stack.nstat(zeros=True),
     "drops": lambda stack, ask: stack.drops(),

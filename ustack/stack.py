@@ -207,12 +207,27 @@ class Stack:
         return Where.here((int(low), int(high)))
 
     def requests(self, listener: Socket | None = None) -> list[dict[str, Any]]:
-        """Every half-open connection (of one listener): age, retransmissions, next expiry, young or old, options."""
-        rows = [r for r in self.dump() if r["kind"] == "req"]
-        if listener is not None:
-            addr, port = listener.getsockname()
-            rows = [r for r in rows if r["lport"] == port and addr in ("0.0.0.0", r["laddr"])]
-        return rows
+        """Every half-open connection (of one listener), the oldest first.
+
+        local, peer          (address, port)
+        age_ns               since its SYN; None when its listener is closed. Without timestamps a repeated SYN makes it younger.
+        num_retrans          SYN-ACKs sent again; num_timeout: those by the timer
+        timer_expires_ns     until the timer fires next
+        young                never retransmitted by the timer
+        waits_for            "ACK"; when the third ACK has come: "data" (TCP_DEFER_ACCEPT) or "accept queue" (it was full)
+        mss, wscale, sack, timestamps, ecn    the client's options: wscale (the client's, ours) or None
+        isn, client_isn, rwnd                 ours, the client's, our window
+        """
+        from ustack.observe.queues import requests
+
+        place = None if listener is None else listener.getsockname()
+        return requests(self.dump(), place)
+
+    def queues(self) -> list[dict[str, Any]]:
+        """Every listener with its two queues, their limits, high-water marks and counters (ustack/observe/queues.py)."""
+        from ustack.observe.queues import queues
+
+        return queues(self.dump())
 
     def dump(self) -> list[dict[str, Any]]:
         """Every listener, socket, half-open connection and TIME_WAIT record with its raw fields; with several queues also "shard": (number, of)."""

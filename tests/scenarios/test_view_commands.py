@@ -135,9 +135,20 @@ def test_sysctl_refusals(run: Run, tmp_path: Path) -> None:
     assert run("sysctl", "-p", str(settings)).output == "net.ipv4.tcp_sack = 0\nnet.ipv4.tcp_fin_timeout = 30\n"
 
 
+def test_queues(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("queues").output == (
+        "Listener      Half-open  Young  Peak  Accept  Limit  Peak  SYNs  Accepted  Overflows  SYN-q full  Cookies  Bad  Drops\n"
+        "192.0.2.1:80          0      0     1       0      5     1     1         1          0           0      0/0    0      0\n")
+    (queue,) = json.loads(run("queues", "-j").output)
+    assert queue["limit"] == 5 and queue["local"] == ["192.0.2.1", 80] and queue["half_open_peak"] == 1
+    pauses: list[float] = []
+    monkeypatch.setattr("ustack.cli.queues.time.sleep", pauses.append)
+    assert run("queues", "-w", "-c", "3", "-i", "0.05").output.count("Listener") == 3 and pauses == [0.05, 0.05]
+
+
 def test_no_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    for words in (["ss", "-tan"], ["ss", "-s"], ["nstat"], ["netstat", "-s"], ["sysctl", "-a"], ["sysctl", "net.ipv4.tcp_sack"]):
+    for words in (["ss", "-tan"], ["ss", "-s"], ["nstat"], ["netstat", "-s"], ["sysctl", "-a"], ["sysctl", "net.ipv4.tcp_sack"], ["queues"]):
         result = CliRunner().invoke(main, words)
         assert result.exit_code == 1 and "no stack of yours is running" in result.output, words
 

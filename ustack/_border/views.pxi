@@ -11,6 +11,7 @@ cdef struct snap_t:
     int retrans
     uint32_t gen
     uint32_t index              # of the request or TIME_WAIT record
+    ns_t age                    # of a request: since its SYN, -1 = not known
     ns_t expires
     ns_t now
     tcb_t sk
@@ -64,6 +65,9 @@ cdef inline void snap_ref(engine_t* e, ref_t ref, snap_t* s) noexcept nogil:
         s.rq = req_at(e, i)[0]
         snap_timer(e, s, 1, (<uint32_t> TM_REQ << REF_SHIFT) | i, s.rq.num_retrans)
         s.l = lst_at(e, s.rq.listener)[0]
+        s.age = -1
+        if s.l.sk:
+            s.age = e.now - req_sent_at(e, sk_at(e, s.l.sk), req_at(e, i))
     elif s.kind == KIND_TW:
         s.tw = tw_at(e, i)[0]
         snap_timer(e, s, 3, (<uint32_t> TM_TW << REF_SHIFT) | i, 0)
@@ -79,6 +83,13 @@ cdef dict row_base(snap_t* s, str kind, int state, uint32_t laddr, uint32_t fadd
     }
 
 
+cdef str waits_for(snap_t* s):
+    """What a request whose third ACK has come is still waiting for."""
+    if not s.rq.flags & RQ_ACKED:
+        return "ACK"
+    return "data" if s.l.defer_accept > s.rq.num_timeout else "accept queue"
+
+
 cdef dict row_of(snap_t* s):
     cdef dict d
     if s.kind == KIND_REQ:
@@ -88,7 +99,7 @@ cdef dict row_of(snap_t* s):
                  rcv_wscale=s.rq.wscales & 15, wscale_ok=bool(s.rq.flags & RQ_WSCALE_OK), sack_ok=bool(s.rq.flags & RQ_SACK_OK),
                  tstamp_ok=bool(s.rq.flags & RQ_TSTAMP_OK), ecn_ok=bool(s.rq.flags & RQ_ECN_OK),
                  acked=bool(s.rq.flags & RQ_ACKED), ts_recent=s.rq.ts_recent, listener=s.rq.listener,
-                 listener_open=bool(s.l.listening), id=(<uint64_t> KIND_REQ << 32) | s.index)
+                 age_ns=None if s.age < 0 else s.age, waits_for=waits_for(s), listener_open=bool(s.l.listening), id=(<uint64_t> KIND_REQ << 32) | s.index)
         return d
     if s.kind == KIND_TW:
         d = row_base(s, "tw", s.tw.substate, s.tw.en.laddr, s.tw.en.faddr, s.tw.en.ports)
