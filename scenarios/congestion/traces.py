@@ -282,6 +282,16 @@ def window_limited(script: Script) -> None:
     r.acks(150, patience=0.2)
 
 
+def rate_limited(script: Script) -> None:
+    """SO_MAX_PACING_RATE: the rate is the limit, not the window; a loss, and a higher rate."""
+    r = Receiver(script, drop=lost(61), nots="")
+    r.option(f"SO_SNDBUF={SNDBUF}")
+    r.option("SO_MAX_PACING_RATE=400000")
+    r.supply(80)
+    r.option("SO_MAX_PACING_RATE=1100000")
+    r.supply(80)
+
+
 def ecn(script: Script) -> None:
     """ECE: the window is reduced without a loss (CWR)."""
     r = Receiver(script, gap=0.0023, flags="SEW")
@@ -313,7 +323,8 @@ PLAYS = {
     "slowstart": slow_start, "slowstart-every": slow_start_every, "train": train, "delay": delay, "loss": one_loss,
     "loss-nosack": one_loss_nosack, "losses": many_losses, "lost-again": lost_again, "two-losses": two_losses,
     "rto": timeout, "rto-again": timeout_again, "rto-spurious": spurious, "idle": idle, "idle-avoidance": idle_avoidance,
-    "app-limited": app_limited, "window-limited": window_limited, "ecn": ecn, "reordered": reordered,
+    "app-limited": app_limited, "window-limited": window_limited, "rate-limited": rate_limited,
+    "ecn": ecn, "reordered": reordered,
 }
 
 

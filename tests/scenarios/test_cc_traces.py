@@ -16,11 +16,13 @@ import pytest
 
 from ustack.lab import run
 from ustack.replay import Recording, load, parse, replay, replay_trace
+from ustack.replay.driver import Run
+from ustack.replay.target import build
 
 TOP = Path(__file__).parents[2]
 FOLDER = TOP / "scenarios" / "congestion"
 RECORDING = TOP / "tests" / "data" / "congestion.json.gz"
-# Of 18 traces each. A super-segment is sized by the pacing rate, which is measured: one on the edge may be cut differently. BBR's packets leave
+# Of 19 traces each. A super-segment is sized by the pacing rate, which is measured: one on the edge may be cut differently. BBR's packets leave
 # by the kernel's own timers, whose lateness nobody sees: one that crosses an ACK within it is cut differently.
 MAY_DIFFER = {"cubic": 1, "reno": 1, "bbr": 2}
 OPEN, DISORDER, CWR, RECOVERY, LOSS = range(5)
@@ -83,10 +85,24 @@ def test_cubic_hangs_on_the_tick(recorded: Recording) -> None:
     assert any(replay(recorded, s).verdict == "differs" for s in off)
 
 
-def _live(pattern: str) -> list[str]:
+@pytest.mark.parametrize("congestion", ["cubic", "reno"])
+def test_paced_packets_leave_when_the_kernels_do(recorded: Recording, congestion: str) -> None:
+    """SO_MAX_PACING_RATE: each packet's departure, to the lateness of the kernel's timers and of the recorder."""
+    s = next(s for s in recorded.scenarios if s.id == f"cc-{congestion}-rate-limited")
+    run_ = Run(s, build(recorded, s))
+    assert run_.run().verdict == "pass"
+    ours = [e.at for e in run_.sent if len(e.raw) > 1000]
+    kernels = [p.at for p in s.packets() if not p.injected and len(p.packet) > 1000]
+    assert abs(len(ours) - len(kernels)) <= 2       # the recording ends while the last are on their way
+    off = sorted(abs(a - b) for a, b in zip(ours, kernels, strict=False))
+    assert len(off) > 150 and off[len(off) // 2] < 500_000 and off[-1] < 4_000_000
+
+
+def _live(*prefixes: str) -> list[str]:
+    """What differs between this machine's kernel and ustack in the scenarios whose names begin so."""
     if os.geteuid() != 0 or not os.path.exists("/dev/net/tun"):
         pytest.skip("not root, or no /dev/net/tun")
-    chosen = [s for s in run.load_all([FOLDER]) if pattern in s.id]
+    chosen = [s for s in run.load_all([FOLDER]) if s.id.startswith(prefixes)]
     odd = []
     for one in run.record_all(chosen, jobs=3):
         assert "error" not in one, one
@@ -99,7 +115,7 @@ def _live(pattern: str) -> list[str]:
 
 @pytest.mark.root
 def test_against_the_live_kernel_loss() -> None:
-    assert not _live("-loss")
+    assert not _live("cc-cubic-loss", "cc-reno-loss")
 
 
 @pytest.mark.root
