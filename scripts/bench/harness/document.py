@@ -1,7 +1,7 @@
 """docs/performance.md from the results and a template of hand-written explanations.
 
-In the template, {{machine}}, {{must}}, {{peers}}, {{instructions}}, {{growth}} stand for tables, {{value ROW PEER KEY}} for one figure (KEY:
-median, best, cpu_ns, p99_us, ...), {{include FILE}} for a file beside the result.
+In the template, {{machine}}, {{must}}, {{peers}}, {{behind}}, {{growth}}, {{instructions}}, {{where}} stand for tables and lists of figures,
+{{value ROW PEER KEY}} for one figure (KEY: median, best, cpu_ns, p99_us, ...), {{include FILE}} for a file beside the result.
 """
 
 from __future__ import annotations
@@ -90,6 +90,16 @@ def instructions(kept: dict[str, Any], what: dict[str, str]) -> str:
     return _grid([f"operation (gcc {kept['compiler']})", "instructions"], body)
 
 
+def where(kept: dict[str, Any], what: dict[str, str]) -> str:
+    """The files of the core that take most of each operation's instructions."""
+    lines = []
+    for name, files in kept.get("where", {}).items():
+        total = kept["instructions"][name]
+        shares = ", ".join(f"{file} {n:,.0f}" + (f" ({n / total:.0%})" if n >= 0.05 * total else "") for file, n in files.items())
+        lines.append(f"- {what.get(name, name)}: {shares}.")
+    return "\n".join(lines)
+
+
 def growth(results: dict[str, Any]) -> str:
     f = results["rows"].get("syn-many", {}).get("figures", {}).get("ustack", {})
     if "growth" not in f:
@@ -109,7 +119,8 @@ def render(template: str, results: dict[str, Any], kept: dict[str, Any], what: d
             path = beside / words[1]
             return path.read_text().strip() if path.exists() else ""
         tables = {"machine": lambda: machine(results), "must": lambda: must(results), "peers": lambda: peers(results),
-                  "behind": lambda: behind(results), "growth": lambda: growth(results), "instructions": lambda: instructions(kept, what)}
+                  "behind": lambda: behind(results), "growth": lambda: growth(results), "instructions": lambda: instructions(kept, what),
+                  "where": lambda: where(kept, what)}
         return tables[words[0]]()
     return _PLACE.sub(place, template)
 
