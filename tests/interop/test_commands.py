@@ -63,7 +63,8 @@ def test_readme_virtual_time_block():
 
 
 @pytest.mark.parametrize("name, says", [("engine_by_hand.py", "the request is gone: {'TcpExtTCPTimeouts': 6}"),
-                                        ("two_stacks.py", "1048576 bytes in")])
+                                        ("two_stacks.py", "1048576 bytes in"),
+                                        ("packetdrill_plugin.py", "280 bytes of tcp_info; close 0")])
 def test_example_in_virtual_time(name, says):
     done = run(sys.executable, f"examples/{name}")
     assert done.returncode == 0, done.stderr

@@ -30,6 +30,7 @@ _ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\", '"': b'
 _DEFINE = re.compile(r"^[ \t]*" + DEFINE_LINE, re.M)
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|.)|([^\\]+)", re.S)
 _LABEL = re.compile(r"@([A-Za-z_][A-Za-z0-9_]*)(?:\.([0-9]+)|\*([0-9]+))?")
+_LATEST = 10**6 * 10**9  # ns: eleven days
 _MOST_CLIENTS = 20_000  # fresh ports are from a range not much larger
 _TERMINAL_WORDS = {
     "INT": "an integer", "FLOAT": "a number", "HEX": "a hexadecimal number", "WORD": "a name",
@@ -70,8 +71,8 @@ def nanoseconds(text: str, offset: int = 0) -> int:
     value = Decimal(text) * 1_000_000_000
     if value != int(value):
         raise _Reject(offset, f"the time {text} is finer than a nanosecond")
-    if value < 0:
-        raise _Reject(offset, f"the time {text} is negative")
+    if not 0 <= value <= _LATEST:
+        raise _Reject(offset, f"the time {text} is negative" if value < 0 else f"the time {text} is beyond {_LATEST // 10**9} s")
     return int(value)
 
 

@@ -8,6 +8,8 @@ from ustack.drill import nodes, values
 from ustack.drill.nodes import Syscall, Value
 from ustack.drill.state import Failure
 
+_LONGEST = 65_536  # of an option's value: the kernel reads no more of any
+
 # Structures by the names of their members, in the order of Linux's layout (64 bit).
 _LAYOUTS: dict[frozenset[str], tuple[str, tuple[str, ...]]] = {
     frozenset({"onoff", "linger"}): ("=ii", ("onoff", "linger")),
@@ -33,7 +35,7 @@ def encode(value: Value, size: int) -> bytes | None:
             raw = struct.pack("=I", values.pointed_number(value) & 0xFFFFFFFF)
         case _:
             raise Failure("script", value.pos, "an option's value is [n], a string or a structure")
-    return raw[:size].ljust(size, b"\0")
+    return raw[:size].ljust(min(size, _LONGEST), b"\0")
 
 
 def _pack(value: nodes.Struct) -> bytes:

@@ -7,6 +7,7 @@ pointers on the way.  The interpreter waits, and compares value and errno with t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,10 @@ class Syscalls:
         method: Callable[[Syscall], Started] | None = getattr(self, f"call_{call.name}", None)
         if method is None:
             raise UnsupportedError(f"{call.pos}: the system call {call.name}() is not built")
-        return method(call)
+        try:
+            return method(call)
+        except (OverflowError, ValueError, MemoryError, struct.error) as error:
+            raise Failure("script", call.pos, f"an argument of {call.name}() cannot be passed: {error or 'too large'}") from None
 
     @classmethod
     def known(cls, name: str) -> bool:
