@@ -368,3 +368,10 @@ def test_pcap(cli: Any, tmp_path: Path) -> None:
 
 def test_verbose_shows_packets_of_a_pass(cli: Any) -> None:
     assert "peer <-- stack" in cli([OPEN], "-v").output
+
+
+def test_a_script_that_needs_a_scheduler_is_skipped() -> None:
+    text = "`tc qdisc replace dev tun0 root fq`\n0 socket(..., SOCK_STREAM, IPPROTO_TCP) = 3\n"
+    outcome = run.run_script(parse_text(text))
+    assert outcome.result == 4 and "qdisc" in outcome.reason and "root fq" in outcome.reason
+    assert run.run_script(parse_text(text.replace("fq`", "fq; true`"))).result == 0

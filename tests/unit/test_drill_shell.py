@@ -129,7 +129,7 @@ def test_errors_go_where_they_are_sent(shell: Shell) -> None:
     "echo $?", "./some_tool --fast", "cat /etc/passwd", "echo 1 > /tmp/file", "awk '{print}'",
                                   "dd if=/dev/zero",
     "python3 -c 'x'", "! true", "sysctl -a", "ip addr show", "ip -6 route add x",
-                                  "tc qdisc add dev tun0 root netem delay 1ms",
+                                  "tc qdisc add dev tun0 root tbf rate 1mbit",
     "ethtool -K tun0 tso maybe", "ethtool -k tun0", "nstat -j", "nstat Tcp*", "ss state nowhere",
     "ss -x", "grep -r x", "grep a b", "wc", "wc -L", "tc qdisc add dev tun0 root pfifo limit x", "head -c 3",
     "cat -v", "ethtool -K tun0 frob off", "printf %s x", "set_sysctls.py nothing",
@@ -213,6 +213,13 @@ def test_tc_and_ethtool(shell: Shell, stack: FakeStack) -> None:
     out(shell, "ethtool -K tun0 tso on gro off")
     assert [s for _, s in stack.said] == [{"refuse": False}, {"refuse": True}, {"refuse": False}] + [
         {"super_segments": False}] * 3 + [{"super_segments": True}]
+
+
+def test_a_scheduler_that_does_not_exist(shell: Shell) -> None:
+    """As on a kernel without its module: what follows in the same command goes on."""
+    result = shell.run("tc qdisc replace dev tun0 root fq")
+    assert result.status == 2 and "unknown" in result.err
+    assert shell.run("tc qdisc add dev tun0 root netem delay 1ms; true").status == 0
 
 
 # --- looking -------------------------------------------------------------------------------------------

@@ -29,6 +29,10 @@ DEFAULTS: dict[str, str] = {
     "tcp_fastopen_key": "a1a1a1a1-b2b2b2b2-c3c3c3c3-d4d4d4d4", "tcp_syncookies": "1",
 }
 
+# Schedulers that pace or delay: to the stack's device they do not exist, as on a kernel without their modules.
+_NO_SUCH_QDISC = frozenset({"fq", "fq_codel", "codel", "netem", "cake"})
+UNKNOWN_QDISC = "Error: Specified qdisc kind is unknown."
+
 _PROC_SYS = re.compile(r"/proc/sys/([\w./-]+)\Z")
 _CUBIC = re.compile(r"/sys/module/tcp_cubic/parameters/(\w+)\Z")
 
@@ -164,6 +168,8 @@ class Commands:
                         return self._refuse(int(number) == 0)
                     case ["pfifo" | "pfifo_fast" | "noqueue"]:
                         return self._refuse(False)
+                    case [kind, *_] if kind in _NO_SUCH_QDISC:
+                        return Result(2, err=f"{UNKNOWN_QDISC}\n")
         raise UnsupportedError(f"tc {' '.join(args)}")
 
     def _refuse(self, refuse: bool) -> Result:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ustack.drill import codec, pyblock
-from ustack.drill.commands import Commands
+from ustack.drill.commands import UNKNOWN_QDISC, Commands
 from ustack.drill.nodes import (
     Action,
     Code,
@@ -483,6 +483,8 @@ class Interpreter:
     # -- commands and code
     def _command(self, command: Command) -> None:
         result = self.shell.run(command.text)
+        if result.status and UNKNOWN_QDISC in result.err:
+            raise UnsupportedError(f"{command.pos}: {UNKNOWN_QDISC} ({' '.join(command.text.split())})")
         if result.status:
             said = (result.err or result.out).strip().splitlines()
             raise Failure("command", command.pos, f"the command failed with status {result.status}"
