@@ -113,6 +113,7 @@ def test_c_tables_work_beside_an_engine_thread(timid: Any) -> None:
             peer, _ = listener.accept()
             with peer:
                 assert conn.getsockopt(*CONGESTION, 16).rstrip(b"\0") == b"timid"
+                assert "\n\t timid wscale:" in client.ss_text("-tni"), "ss calls a congestion control by its own name"
                 conn.sendall(b"x" * 100_000)
                 got = 0
                 while got < 100_000:

@@ -90,7 +90,7 @@ cdef str waits_for(snap_t* s):
     return "data" if s.l.defer_accept > s.rq.num_timeout else "accept queue"
 
 
-cdef dict row_of(snap_t* s):
+cdef dict row_of(engine_t* e, snap_t* s):
     cdef dict d
     if s.kind == KIND_REQ:
         d = row_base(s, "req", 3, s.rq.en.laddr, s.rq.en.faddr, s.rq.en.ports)
@@ -107,7 +107,7 @@ cdef dict row_of(snap_t* s):
         return d
     d = row_base(s, "listen" if s.sk.state == TCP_LISTEN else "sock", s.sk.state, s.sk.en.laddr, s.sk.en.faddr, s.sk.en.ports)
     d.update(handle=<uint64_t> s.sk.idx | (<uint64_t> s.gen << 32), info=(<char*> s.info)[:TCP_INFO_SIZE],
-             meminfo=(<char*> s.mem)[:36], uid=s.opt.uid, cc=s.sk.cc, dead=bool(s.sk.sflags & SF_DEAD),
+             meminfo=(<char*> s.mem)[:36], uid=s.opt.uid, cc=(<bytes> cc_name(e, s.sk.cc)).decode(), dead=bool(s.sk.sflags & SF_DEAD),
              owned=bool(s.sk.sflags & SF_ACCEPTED) and not s.sk.sflags & SF_DEAD, mark=s.opt.mark, tos=s.sk.tos, priority=s.opt.priority,
              shutdown=s.sk.shutdown, userlocks=s.sk.userlocks)
     if s.has_bbr:
@@ -171,7 +171,7 @@ def dump(Engine engine not None):
             release_view(engine.e, &engine.s)
             done = bool(i)
             for i in range(n):
-                out.append(row_of(&snaps[i]))
+                out.append(row_of(engine.e, &snaps[i]))
             if done:
                 return out
     finally:
@@ -188,7 +188,7 @@ def dump_one(Engine engine not None, uint64_t h):
     s.expires = NS_NEVER
     snap_sock(engine.e, sk, &s)
     engine._leave(0, None)
-    return row_of(&s)
+    return row_of(engine.e, &s)
 
 
 def handles(Engine engine not None):

@@ -6,7 +6,7 @@ halves: a control socket carries the cells, the terminal's width is known at the
 a line in ss_words, the columns in ss_layout.
 
 A row of the dump: kind "listen"|"sock"|"req"|"tw", state (Linux's number), laddr, lport, faddr, fport, recvq, sendq, timer (ss's name or None),
-timer_expires_ns (what is left of it), retrans, id; sockets besides: info (the bytes of TCP_INFO), meminfo (those of SO_MEMINFO), cc (number or
+timer_expires_ns (what is left of it), retrans, id; sockets besides: info (the bytes of TCP_INFO), meminfo (those of SO_MEMINFO), cc (its
 name), bbr, uid, mark, tos, shutdown, handle, owned (a program holds it).
 """
 
@@ -30,7 +30,6 @@ __all__ = ["STATES", "Query", "UsageError", "Where", "cells", "layout", "ms_time
 
 STATES = {1: "ESTAB", 2: "SYN-SENT", 3: "SYN-RECV", 4: "FIN-WAIT-1", 5: "FIN-WAIT-2", 6: "TIME-WAIT",
           7: "UNCONN", 8: "CLOSE-WAIT", 9: "LAST-ACK", 10: "LISTEN", 11: "CLOSING", 12: "SYN-RECV"}
-CONGESTION_CONTROLS = {0: "reno", 1: "cubic", 2: "bbr"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,7 @@ def _internals(row: Row, query: Query) -> str:
         raw = row["meminfo"]
         words.append(skmem_text(struct.unpack(f"={len(raw) // 4}I", raw)))
     if "i" in query.flags and row["kind"] in ("sock", "listen") and row.get("info"):
-        cc = row.get("cc", "")
-        name = CONGESTION_CONTROLS.get(cc, "") if isinstance(cc, int) else cc
-        words.append(tcp_text(row["info"], name, numeric="n" in query.flags, options=query.shows_options, bbr=row.get("bbr")))
+        words.append(tcp_text(row["info"], row.get("cc", ""), numeric="n" in query.flags, options=query.shows_options, bbr=row.get("bbr")))
     return " ".join(w for w in words if w)
 
 
