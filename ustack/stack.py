@@ -252,8 +252,9 @@ class Stack:
         return self._alone("a hook").on(name, function)
 
     def set_hooks(self, capsule: object) -> None:
-        """Install a C op-table (a PyCapsule of hooks_t, core/hooks.pxd), or None for none."""
-        self._alone("an op-table").set_hooks(capsule)
+        """Install a C op-table (a PyCapsule of hooks_t, core/hooks.pxd), or None for none. With several queues each engine thread calls it."""
+        for engine in self.engines:
+            engine.set_hooks(capsule)
 
     def add_congestion_control(self, capsule: object) -> None:
         """Register a congestion control in C (a PyCapsule of cc_ops_t, core/cc.pxd, docs/congestion.md): its name can then be chosen as a

@@ -8,7 +8,7 @@
 
 from ustack.core.ehash cimport ehash_remove
 from ustack.core.hooks cimport HOOK_FRONT, hooked
-from ustack.core.listenhook cimport listenhook_acceptq
+from ustack.core.listenhook cimport ASK_ACCEPTQ, listenhook
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport listener_t, req_t
 from ustack.core.sock cimport ev_push, lst_at, lst_put, ref_of, req_at, sk_at, sk_fport, sk_handle, sk_los, sk_lport
@@ -101,7 +101,7 @@ cdef inline void acceptq_push(engine_t* e, idx_t li, tcb_t* child) noexcept nogi
     child.acc_next = 0
     child.listener = li
     child.sflags |= SF_IN_ACCEPTQ
-    if hooked(e.hooks) and listenhook_acceptq(e, li, child) == HOOK_FRONT and l.acc_head != 0:
+    if hooked(e.hooks) and listenhook(e, ASK_ACCEPTQ, li, NULL, child, NULL) == HOOK_FRONT and l.acc_head != 0:
         child.acc_next = l.acc_head
         l.acc_head = child.idx
     elif l.acc_tail != 0:

@@ -25,7 +25,7 @@ from ustack.core.hooks cimport (
 from ustack.core.ipopt cimport ip_options_echo, ip_options_keep
 from ustack.core.listen cimport child_forget_
 from ustack.core.listenhook cimport (
-    listenhook_ack, listenhook_cookie_check, listenhook_cookie_flags, listenhook_cookie_make, listenhook_overflow, listenhook_syn,
+    ASK_ACK_OF_COOKIE, ASK_COOKIE_CHECK, ASK_COOKIE_MAKE, ASK_SYN, ASK_SYN_OF_TIME_WAIT, listenhook, listenhook_cookie_flags,
 )
 from ustack.core.metrics cimport tcp_peer_is_proven
 from ustack.core.pool cimport pool_alloc, pool_free
@@ -162,7 +162,7 @@ cdef inline int hook_queue_full_(engine_t* e, tcb_t* lsk, listener_t* l, const s
     if verdict == HOOK_ACCEPT or verdict == HOOK_COOKIE:
         return DROP_NONE
     if full and verdict == HOOK_PASS:
-        verdict = listenhook_overflow(e, lsk.listener, s, QUEUE_SYN)
+        verdict = listenhook(e, QUEUE_SYN, lsk.listener, s, NULL, NULL)
         want_cookie[0] = verdict == HOOK_COOKIE
         if verdict == HOOK_ACCEPT or verdict == HOOK_COOKIE:
             return DROP_NONE
@@ -182,7 +182,7 @@ cdef inline int hook_queue_full_(engine_t* e, tcb_t* lsk, listener_t* l, const s
 
 
 cdef inline bint hook_takes_overflow_(engine_t* e, tcb_t* lsk, const seg_t* s, uint8_t queue) noexcept nogil:
-    return hooked(e.hooks) and listenhook_overflow(e, lsk.listener, s, queue) == HOOK_ACCEPT
+    return hooked(e.hooks) and listenhook(e, queue, lsk.listener, s, NULL, NULL) == HOOK_ACCEPT
 
 
 cdef inline void hook_window_(engine_t* e, req_t* rq, const hook_syn_t* hk) noexcept nogil:
@@ -232,7 +232,7 @@ cdef inline int cookie_syn_(engine_t* e, tcb_t* lsk, listener_t* l, const seg_t*
     rq.flags = RQ_NO_TIMER
     ck.taken = 0
     if hooked(e.hooks):
-        listenhook_cookie_make(e, lsk.listener, s, &ck)
+        listenhook(e, ASK_COOKIE_MAKE, lsk.listener, s, NULL, &ck)
     req_parse_(e, lsk, s, &rq, not (ck.taken and ck.keeps_options))
     if synack_route(e, s.dst, s.src, &rt) != 0:
         listen_drop(e, lsk.listener)
@@ -363,7 +363,7 @@ cdef inline int conn_request_(engine_t* e, tcb_t* lsk, const seg_t* s, uint32_t 
 
 cdef inline bint hook_syn_ask_(engine_t* e, idx_t li, const seg_t* s, bint time_wait, hook_syn_t* hk) noexcept nogil:
     # False: the hook drops the SYN.
-    listenhook_syn(e, li, s, time_wait, hk)
+    listenhook(e, ASK_SYN_OF_TIME_WAIT if time_wait else ASK_SYN, li, s, NULL, hk)
     if hk.set & SYN_EVICT:
         hook_evict_(e, li, s, hk)
     if hk.verdict == HOOK_DROP:
@@ -392,7 +392,7 @@ cdef inline uint16_t cookie_mss_(engine_t* e, tcb_t* lsk, const seg_t* s, hook_c
     # The MSS in a returned cookie, 0 if it is none of ours; a hook's own format comes first.
     ck.taken = 0
     if hooked(e.hooks):
-        listenhook_cookie_check(e, lsk.listener, s, ck)
+        listenhook(e, ASK_COOKIE_CHECK, lsk.listener, s, NULL, ck)
         if ck.taken:
             return ck.mss if ck.valid else 0
     return cookie_check(e, s)
@@ -403,7 +403,7 @@ cdef inline int cookie_ask_(engine_t* e, tcb_t* lsk, const seg_t* s, uint16_t ms
     cdef req_t rq
     cdef uint8_t verdict
     rq.mss = mss
-    verdict = listenhook_ack(e, lsk.listener, &rq, s, True)
+    verdict = listenhook(e, ASK_ACK_OF_COOKIE, lsk.listener, s, &rq, NULL)
     parked[0] = verdict == HOOK_PARK
     if verdict == HOOK_RESET:
         return COOKIE_REFUSED

@@ -2,6 +2,8 @@
 #
 # Each function builds the argument, asks the chain of op-tables and returns the verdict (or leaves it in the argument, where there is
 # more to choose). None changes anything by itself: that is left to the place of the decision, which tests engine_t.hooks first.
+# The places call listenhook(), all of them: a function with so many callers stays out of line, and what is never asked costs the SYN's path
+# neither its size nor the inlining of what follows.
 # Callers: bind (select), acceptq, child, connreq, request, user.
 
 from libc.string cimport memset
@@ -17,6 +19,22 @@ from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport (
     OPT_MSS, OPT_SACKOK, OPT_TS, OPT_WSCALE, TH_CWR, TH_ECE, flow_t, idx_t, int32_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
+
+cdef enum:
+    # what is asked; an overflow is asked by its QUEUE_* (hooks.pxd)
+    ASK_SYN = 16
+    ASK_SYN_OF_TIME_WAIT = 17
+    ASK_COOKIE_MAKE = 18
+    ASK_COOKIE_CHECK = 19
+    ASK_SYNACK = 20
+    ASK_ACK = 21
+    ASK_ACK_OF_COOKIE = 22
+    ASK_ACCEPTQ = 23
+    ASK_ACCEPT = 24
+
+cdef struct hook_timer_t:       # of a SYN-ACK: in: tries; out: next_ms
+    uint32_t tries
+    uint32_t next_ms
 
 
 # ---- views -----------------------------------------------------------------------------------------------------------------------
@@ -40,7 +58,7 @@ cdef inline flow_t listenhook_req_flow_(const req_t* rq) noexcept nogil:
 
 
 # ---- SYN -------------------------------------------------------------------------------------------------------------------------
-cdef inline void listenhook_syn(engine_t* e, idx_t li, const seg_t* s, bint time_wait, hook_syn_t* a) noexcept nogil:
+cdef inline void syn_view_(engine_t* e, idx_t li, const seg_t* s, bint time_wait, hook_syn_t* a) noexcept nogil:
     memset(a, 0, sizeof(hook_syn_t))
     a.flow = flow_t(s.dst, s.src, s.dport, s.sport)
     listenhook_queue_(e, li, &a.q)
@@ -60,7 +78,7 @@ cdef inline void listenhook_syn(engine_t* e, idx_t li, const seg_t* s, bint time
     hook_syn(e.hooks, a)
 
 
-cdef inline uint8_t listenhook_overflow(engine_t* e, idx_t li, const seg_t* s, uint8_t queue) noexcept nogil:
+cdef inline uint8_t overflow_view_(engine_t* e, idx_t li, const seg_t* s, uint8_t queue) noexcept nogil:
     cdef hook_overflow_t a
     memset(&a, 0, sizeof(hook_overflow_t))
     a.flow = flow_t(s.dst, s.src, s.dport, s.sport)
@@ -71,7 +89,7 @@ cdef inline uint8_t listenhook_overflow(engine_t* e, idx_t li, const seg_t* s, u
 
 
 # ---- cookies -----------------------------------------------------------------------------------------------------------------------
-cdef inline void listenhook_cookie_make(engine_t* e, idx_t li, const seg_t* s, hook_cookie_t* a) noexcept nogil:
+cdef inline void cookie_make_view_(engine_t* e, idx_t li, const seg_t* s, hook_cookie_t* a) noexcept nogil:
     memset(a, 0, sizeof(hook_cookie_t))
     a.flow = flow_t(s.dst, s.src, s.dport, s.sport)
     a.listener = listenhook_handle(e, li)
@@ -85,7 +103,7 @@ cdef inline void listenhook_cookie_make(engine_t* e, idx_t li, const seg_t* s, h
     hook_cookie(e.hooks, a)
 
 
-cdef inline void listenhook_cookie_check(engine_t* e, idx_t li, const seg_t* s, hook_cookie_t* a) noexcept nogil:
+cdef inline void cookie_check_view_(engine_t* e, idx_t li, const seg_t* s, hook_cookie_t* a) noexcept nogil:
     memset(a, 0, sizeof(hook_cookie_t))
     a.flow = flow_t(s.dst, s.src, s.dport, s.sport)
     a.listener = listenhook_handle(e, li)
@@ -104,7 +122,7 @@ cdef inline uint8_t listenhook_cookie_flags(const hook_cookie_t* a) noexcept nog
 
 
 # ---- requests ----------------------------------------------------------------------------------------------------------------------
-cdef inline uint8_t listenhook_synack(engine_t* e, idx_t li, const req_t* rq, uint32_t tries, uint32_t* next_ms) noexcept nogil:
+cdef inline uint8_t synack_view_(engine_t* e, idx_t li, const req_t* rq, hook_timer_t* t) noexcept nogil:
     cdef hook_synack_t a
     memset(&a, 0, sizeof(hook_synack_t))
     a.flow = listenhook_req_flow_(rq)
@@ -112,14 +130,14 @@ cdef inline uint8_t listenhook_synack(engine_t* e, idx_t li, const req_t* rq, ui
     a.isn = rq.isn
     a.num_timeout = rq.num_timeout
     a.num_retrans = rq.num_retrans
-    a.tries = tries
+    a.tries = t.tries
     a.acked = (rq.flags & RQ_ACKED) != 0
     hook_synack(e.hooks, &a)
-    next_ms[0] = a.next_ms
+    t.next_ms = a.next_ms
     return a.verdict
 
 
-cdef inline uint8_t listenhook_ack(engine_t* e, idx_t li, const req_t* rq, const seg_t* s, bint cookie) noexcept nogil:
+cdef inline uint8_t ack_view_(engine_t* e, idx_t li, const req_t* rq, const seg_t* s, bint cookie) noexcept nogil:
     cdef hook_ack_t a
     memset(&a, 0, sizeof(hook_ack_t))
     a.flow = flow_t(s.dst, s.src, s.dport, s.sport)
@@ -140,7 +158,7 @@ cdef inline uint8_t listenhook_ack(engine_t* e, idx_t li, const req_t* rq, const
 
 
 # ---- accept queue --------------------------------------------------------------------------------------------------------------------
-cdef inline uint8_t listenhook_acceptq(engine_t* e, idx_t li, tcb_t* child) noexcept nogil:
+cdef inline uint8_t acceptq_view_(engine_t* e, idx_t li, tcb_t* child) noexcept nogil:
     cdef hook_acceptq_t a
     memset(&a, 0, sizeof(hook_acceptq_t))
     a.flow = flow_t(child.en.laddr, child.en.faddr, sk_lport(child), sk_fport(child))
@@ -150,7 +168,7 @@ cdef inline uint8_t listenhook_acceptq(engine_t* e, idx_t li, tcb_t* child) noex
     return a.verdict
 
 
-cdef inline uint8_t listenhook_accept(engine_t* e, idx_t li, tcb_t* child) noexcept nogil:
+cdef inline uint8_t accept_view_(engine_t* e, idx_t li, tcb_t* child) noexcept nogil:
     cdef hook_accept_t a
     memset(&a, 0, sizeof(hook_accept_t))
     a.flow = flow_t(child.en.laddr, child.en.faddr, sk_lport(child), sk_fport(child))
@@ -171,3 +189,25 @@ cdef inline uint32_t listenhook_select(engine_t* e, const flow_t* flow, uint32_t
     a.choice = <int32_t>choice
     hook_select(e.hooks, &a)
     return <uint32_t>a.choice if 0 <= a.choice < <int32_t>n else choice
+
+
+# ---- the one way in ------------------------------------------------------------------------------------------------------------------
+cdef inline uint8_t listenhook(engine_t* e, int what, idx_t li, const seg_t* s, const void* of, void* out) noexcept nogil:
+    # what: ASK_*; of: the request or child it is about; out: where there is more to choose than the verdict.
+    if what == ASK_SYN or what == ASK_SYN_OF_TIME_WAIT:
+        syn_view_(e, li, s, what == ASK_SYN_OF_TIME_WAIT, <hook_syn_t*>out)
+    elif what == ASK_COOKIE_MAKE:
+        cookie_make_view_(e, li, s, <hook_cookie_t*>out)
+    elif what == ASK_COOKIE_CHECK:
+        cookie_check_view_(e, li, s, <hook_cookie_t*>out)
+    elif what == ASK_ACK or what == ASK_ACK_OF_COOKIE:
+        return ack_view_(e, li, <const req_t*>of, s, what == ASK_ACK_OF_COOKIE)
+    elif what == ASK_SYNACK:
+        return synack_view_(e, li, <const req_t*>of, <hook_timer_t*>out)
+    elif what == ASK_ACCEPTQ:
+        return acceptq_view_(e, li, <tcb_t*>of)
+    elif what == ASK_ACCEPT:
+        return accept_view_(e, li, <tcb_t*>of)
+    else:
+        return overflow_view_(e, li, s, <uint8_t>what)
+    return 0

@@ -18,7 +18,7 @@ from ustack.core.hooks cimport (
 from ustack.core.input cimport tcp_rcv_state_process
 from ustack.core.ipout cimport ipout_ack_reply, ipout_rst_reply
 from ustack.core.listen cimport child_forget_, listener_successor
-from ustack.core.listenhook cimport listenhook_ack, listenhook_overflow, listenhook_synack
+from ustack.core.listenhook cimport ASK_ACK, ASK_SYNACK, hook_timer_t, listenhook
 from ustack.core.paws cimport tcp_ack_rate_limited, tcp_in_window, tcp_paws_reject
 from ustack.core.pool cimport pool_is_empty
 from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqext_t
@@ -194,7 +194,7 @@ cdef inline int req_overflow_(engine_t* e, idx_t li, idx_t ri, bint migrated, co
 
 cdef inline int req_ask_(engine_t* e, tcb_t* lsk, idx_t ri, const seg_t* s) noexcept nogil:
     # The third-ACK hook: REQ_GO, or the segment is settled, for this reason.
-    cdef uint8_t verdict = listenhook_ack(e, lsk.listener, req_at(e, ri), s, False)
+    cdef uint8_t verdict = listenhook(e, ASK_ACK, lsk.listener, s, req_at(e, ri), NULL)
     if verdict == HOOK_PARK:
         return DROP_NONE
     if verdict == HOOK_DROP:
@@ -222,7 +222,7 @@ cdef inline int req_promote_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint s
         if asked != REQ_GO:
             return asked
         if acceptq_is_full(lst_at(e, lsk.listener)):
-            room = listenhook_overflow(e, lsk.listener, s, QUEUE_ACCEPT_ACK)
+            room = listenhook(e, QUEUE_ACCEPT_ACK, lsk.listener, s, NULL, NULL)
     if rq.ext != 0 and ext_at(e, rq.ext).has_tos:
         tos = ext_at(e, rq.ext).tos
     child = tcp_create_child(e, lsk, rq, ri, s, tos, room == HOOK_ACCEPT)
@@ -350,17 +350,19 @@ cdef inline bint req_tick_(engine_t* e, tcb_t* lsk, listener_t* l, idx_t ri) noe
     cdef bint acked = (rq.flags & RQ_ACKED) != 0
     cdef bint expire = rq.num_timeout >= tries
     cdef bint resend = True
-    cdef uint32_t next_ms = 0
+    cdef hook_timer_t timer
     cdef uint8_t verdict = HOOK_PASS
+    timer.next_ms = 0
     if defer != 0:
         expire = expire and (not acked or rq.num_timeout >= defer)
         resend = not acked or rq.num_timeout >= defer - 1
     mib_inc(&e.stats, MIB_TcpExtTCPTimeouts)
     if hooked(e.hooks):
-        verdict = listenhook_synack(e, rq.listener, rq, tries, &next_ms)
+        timer.tries = tries
+        verdict = listenhook(e, ASK_SYNACK, rq.listener, NULL, rq, &timer)
         expire = verdict == HOOK_DROP or (expire and verdict != HOOK_ACCEPT)
         resend = resend and verdict != HOOK_SKIP
-        if next_ms != 0:
+        if timer.next_ms != 0:
             req_keep_sent_(e, lsk, rq)
     if expire:
         return False
@@ -371,7 +373,7 @@ cdef inline bint req_tick_(engine_t* e, tcb_t* lsk, listener_t* l, idx_t ri) noe
     if rq.num_timeout != 255:
         rq.num_timeout += 1
     wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri,
-              e.now + (<ns_t>next_ms * NS_PER_MS if next_ms != 0 else req_timeout(e, lsk, rq, rq.num_timeout)))
+              e.now + (<ns_t>timer.next_ms * NS_PER_MS if timer.next_ms != 0 else req_timeout(e, lsk, rq, rq.num_timeout)))
     return True
 
 

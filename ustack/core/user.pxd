@@ -17,7 +17,7 @@ from ustack.core.connect cimport tcp_v4_connect
 from ustack.core.fastopen cimport fastopen_init_key_once
 from ustack.core.hooks cimport HOOK_RESET, hook_connect, hook_connect_t, hook_listen, hook_listen_t, hooked
 from ustack.core.listen cimport accept_pop, listen_start, listen_stop, listener_refuse
-from ustack.core.listenhook cimport listenhook_accept
+from ustack.core.listenhook cimport ASK_ACCEPT, listenhook
 from ustack.core.output cimport tcp_send_active_reset, tcp_send_fin
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.rcvq cimport rcv_queue_flush, rcv_queue_purge
@@ -127,7 +127,7 @@ cdef inline int user_listen(engine_t* e, tcb_t* sk, int64_t backlog) noexcept no
 cdef inline void user_accept_hook_(engine_t* e, tcb_t* lsk) noexcept nogil:
     """Connections at the head of the queue that a hook refuses are reset."""
     cdef idx_t head = lst_at(e, lsk.listener).acc_head
-    while head != 0 and listenhook_accept(e, lsk.listener, sk_at(e, head)) == HOOK_RESET:
+    while head != 0 and listenhook(e, ASK_ACCEPT, lsk.listener, NULL, sk_at(e, head), NULL) == HOOK_RESET:
         listener_refuse(e, lsk)
         head = lst_at(e, lsk.listener).acc_head
 
