@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 
 from ustack.errors import failure
 
@@ -17,7 +18,6 @@ _NUMBERS = {
 _LOCKS = {"rtt": 1, "rttvar": 2, "ssthresh": 4, "cwnd": 8, "reordering": 16}
 _TIMES = {"rto_min": "rto_min_ms", "rtt": "rtt_ms", "rttvar": "rttvar_ms"}
 _IGNORED = {"dev", "via", "proto", "scope", "metric", "table", "pref", "preference", "tos", "src_port"}
-_CC = {"reno": 1, "cubic": 2, "bbr": 3}
 _FEATURES = {"ecn": 1, "tcp_usec_ts": 2}
 
 
@@ -54,8 +54,9 @@ def parse_address(text: str) -> tuple[int, int]:
     return _prefix(text.split()[0])
 
 
-def parse_route(command: str) -> tuple[int, dict[str, int]]:
-    """(operation, fields for the core) of `ip route`'s words after "route"; OSError(EINVAL) names the word not understood."""
+def parse_route(command: str, controls: Sequence[str] = ("reno", "cubic", "bbr")) -> tuple[int, dict[str, int]]:
+    """(operation, fields for the core) of `ip route`'s words after "route"; OSError(EINVAL) names the word not understood. controls: the
+    congestion controls that congctl may name, in the engine's order."""
     words = command.split()
     if not words or words[0] not in _OPS:
         raise failure(errno.EINVAL, f"{command!r}: a route command begins with add, change, replace or del")
@@ -92,8 +93,8 @@ def parse_route(command: str) -> tuple[int, dict[str, int]]:
             fields["src"] = _address(value)
         elif word == "features" and value in _FEATURES:
             fields["features"] = fields.get("features", 0) | _FEATURES[value]
-        elif word == "congctl" and value in _CC:
-            fields["cc"] = _CC[value]
+        elif word == "congctl" and value in controls:
+            fields["cc"] = controls.index(value) + 1
         else:
             raise failure(errno.EINVAL, f"{command!r}: {word!r} {value!r} is not understood")
     return op, fields

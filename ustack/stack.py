@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import itertools
 import os
+import re
 import struct
 import time
 import warnings
@@ -17,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ustack import _fastpath, klog
+from ustack import _fastpath, congestion, klog
 from ustack._socket import Socket, _pair
 from ustack.clock import VirtualClock
 from ustack.drivers.manual import Completion, ManualDriver
@@ -275,7 +276,9 @@ class Stack:
     # ---- configuration -----------------------------------------------------------------------------------------------------
     def route(self, command: str) -> None:
         """Words of `ip route`: "add 198.51.100.0/24 dev tun0 advmss 700", "change ... mtu lock 1300", "del ..."."""
-        op, fields = parse_route(command)
+        for name in re.findall(r"\bcongctl (?:lock )?(\S+)", command):
+            congestion.provide(self.engine, name)
+        op, fields = parse_route(command, _fastpath.cc_names(self.engine))
         for engine in self.engines:
             _fastpath.change_route(engine, op, fields)
 

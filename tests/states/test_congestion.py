@@ -272,6 +272,11 @@ def test_names(registered: None) -> None:
     stack.sysctl["net.ipv4.tcp_congestion_control"] = "named"
     assert stack.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno cubic bbr named"
     assert stack.socket().getsockopt(*CONGESTION, 16).rstrip(b"\0") == b"named"
+    other = ustack.Stack(None, "192.0.2.1/24", clock=ustack.VirtualClock())
+    other.route("add 198.51.100.0/24 dev tun0 congctl named")
+    assert other.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno cubic bbr named"
+    with pytest.raises(OSError):
+        other.route("add 203.0.113.0/24 dev tun0 congctl unheard")
     with pytest.raises(OSError) as caught:
         stack.socket().setsockopt(*CONGESTION, b"unheard")
     assert caught.value.errno == errno.ENOENT

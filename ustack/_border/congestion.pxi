@@ -150,7 +150,7 @@ cdef object cc_ask(engine_t* e, tcb_t* sk, str method, dict args):
     cdef tcb_t* outer
     cdef int depth = engine.s.in_hook
     cdef unsigned long thread = engine.s.hook_thread
-    if control == NULL:
+    if control == NULL or engine.cc_kept is None:       # being collected
         return None
     conn = <CcConnection> <void*> sk_ca(sk)[1]
     outer = conn.sk
@@ -212,7 +212,8 @@ cdef void pycc_release(engine_t* e, tcb_t* sk) noexcept with gil:
     cc_ask(e, sk, "release", {})
     sk_ca(sk)[0] = 0
     sk_ca(sk)[1] = 0
-    engine.cc_kept.pop(sk.idx, None)
+    if engine.cc_kept is not None:
+        engine.cc_kept.pop(sk.idx, None)
 
 
 cdef uint32_t pycc_ssthresh(engine_t* e, tcb_t* sk) noexcept with gil:
