@@ -7,6 +7,8 @@ wide, and what fails is tried again.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,26 @@ def test_a_sample_holds_on_the_kernel() -> None:
 @pytest.mark.parametrize("words", [("--time", "real"), ("--kernel",)], ids=["ustack", "kernel"])
 def test_all_hold_in_real_time(words: tuple[str, ...]) -> None:
     assert passes(SCRIPTS, *words) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", [("--time", "real"), ("--kernel",)], ids=["ustack", "kernel"])
+def test_a_user_namespace_is_enough(words: tuple[str, ...]) -> None:
+    script = next(s for s in SCRIPTS if s.endswith("/handshake.pkt"))
+    for _ in range(TRIES):
+        done = subprocess.run(["unshare", "-U", "-r", sys.executable, "-m", "ustack", "drill", *words, "--tolerance_usecs=50000", script],
+                              capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", [("--time", "real"), ("--kernel",)], ids=["ustack", "kernel"])
+def test_a_machine_that_cannot_says_so(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USTACK_TUN_NODE", "/dev/net/no-such-node")
+    done = CliRunner().invoke(main, ["drill", *words, SCRIPTS[0]])
+    assert done.exit_code == 3 and "no-such-node" in done.output
 
 
 @pytest.mark.root

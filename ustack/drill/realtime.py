@@ -29,6 +29,7 @@ from typing import Any
 from ustack.drill import codec
 from ustack.drill.options import Options, UnsupportedError
 from ustack.drill.symbols import errno_name
+from ustack.lab.errors import MachineCannot
 from ustack.lab.kernel import IFF_NO_PI, IFF_TUN, TUNSETIFF, Namespace
 
 DEVICE = "tun0"
@@ -45,6 +46,11 @@ _EDGE = 1 << 31
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 Packet = tuple[int, bytes]
+
+
+def tun_node() -> str:
+    """The TUN driver's node: another one where that is not open to this user."""
+    return os.environ.get("USTACK_TUN_NODE", "/dev/net/tun")
 
 
 class RealClock:
@@ -308,7 +314,11 @@ class HostKernel(RealStack):
 
     def __init__(self, options: Options, congestion: str = "cubic") -> None:
         self.namespace = Namespace()
-        self._tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            self._tun = os.open(tun_node(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise MachineCannot(f"{tun_node()}: {error.strerror}; load the module tun, or make a node that is writable for you "
+                                "and name it in USTACK_TUN_NODE") from error
         flags = IFF_TUN | IFF_NO_PI | IFF_VNET_HDR
         fcntl.ioctl(self._tun, TUNSETIFF, DEVICE.encode().ljust(16, b"\0") + struct.pack("=H22x", flags))
         fcntl.ioctl(self._tun, TUNSETOFFLOAD, TUN_F_CSUM_TSO4_ECN)
@@ -376,7 +386,10 @@ class UstackOnTun(RealStack):
         import ustack
 
         # The device must carry whatever a script injects; the MTU of the run is the stack's.
-        link = ustack.TunLink(DEVICE, mtu=65535)
+        try:
+            link = ustack.TunLink(DEVICE, path=tun_node(), mtu=65535)
+        except OSError as error:
+            raise MachineCannot(str(error)) from error
         clock = RealClock()
         wire = PacketSocketWire(DEVICE, clock)
         self._stack = ustack.Stack(link, f"{options.local_ip}/{options.prefix_length()}", sysctl=dict(options.sysctl),

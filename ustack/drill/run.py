@@ -21,6 +21,7 @@ from ustack.drill.report import Outcome, PcapFile, Result, failed
 from ustack.drill.state import Failure
 from ustack.drill.symbols import ERRNO, SYMBOLS
 from ustack.drill.syscalls import NOT_BUILT, Syscalls
+from ustack.lab.errors import MachineCannot
 
 
 def _names(value: Value) -> Iterator[nodes.Name]:
@@ -79,7 +80,7 @@ def _origin(error: Exception) -> str:
 def run_script(script: Script, base: Options | None = None, command_line: Mapping[str, Any] | None = None,
                stack_factory: StackFactory = make_stack, pcap: PcapFile | None = None,
                watch: Callable[[Interpreter], None] | None = None) -> Outcome:
-    """Run a parsed script on a stack of its own."""
+    """Run a parsed script on a stack of its own. MachineCannot in real time, where the machine lacks what that needs."""
     interpreter: Interpreter | None = None
     try:
         options = merge(script, base or Options(), command_line or {})
@@ -97,6 +98,8 @@ def run_script(script: Script, base: Options | None = None, command_line: Mappin
         outcome = Outcome(script.path, Result.SKIPPED, str(error))
     except Failure as failure:
         outcome = failed(script, failure)
+    except MachineCannot:
+        raise
     except Exception as error:  # a defect, of the stack or of this tool: it must not end the other runs
         told = f"internal error: {type(error).__name__}: {error} ({_origin(error)})"
         outcome = Outcome(script.path, Result.FAIL, told)
