@@ -107,7 +107,9 @@ def _cc_set(engine: Engine, value: str) -> None:
 
 
 def _cc_names(engine: Engine) -> str:
-    return " ".join(_fastpath.cc_names(engine))
+    """In the kernel's order, which is that of registration: bbr before cubic."""
+    names = _fastpath.cc_names(engine)
+    return " ".join(["reno", "bbr", "cubic", *names[3:]])
 
 
 _TEXT: dict[str, tuple[Callable[[Engine], str], Callable[[Engine, str], None] | None]] = {

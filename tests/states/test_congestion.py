@@ -268,13 +268,13 @@ def test_names(registered: None) -> None:
     Named.name = "named"
     congestion.register(Named)
     stack = ustack.Stack(None, "192.0.2.1/24", clock=ustack.VirtualClock())
-    assert stack.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno cubic bbr"
+    assert stack.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno bbr cubic"
     stack.sysctl["net.ipv4.tcp_congestion_control"] = "named"
-    assert stack.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno cubic bbr named"
+    assert stack.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno bbr cubic named"
     assert stack.socket().getsockopt(*CONGESTION, 16).rstrip(b"\0") == b"named"
     other = ustack.Stack(None, "192.0.2.1/24", clock=ustack.VirtualClock())
     other.route("add 198.51.100.0/24 dev tun0 congctl named")
-    assert other.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno cubic bbr named"
+    assert other.sysctl["net.ipv4.tcp_available_congestion_control"] == "reno bbr cubic named"
     with pytest.raises(OSError):
         other.route("add 203.0.113.0/24 dev tun0 congctl unheard")
     with pytest.raises(OSError) as caught:
