@@ -95,10 +95,17 @@ class Wire:
 
     def packets_sent(self, pid: int) -> int:
         """Packets the server has put on the wire; pid: a process in the server's namespace."""
+        return self._packets(pid)[self.sent == "tx"]
+
+    def packets_taken(self, pid: int) -> int:
+        """Packets the server has taken from the wire; what waits in the device's queue is not among them."""
+        return self._packets(pid)[self.sent == "rx"]
+
+    def _packets(self, pid: int) -> tuple[int, int]:
         for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines():
             name, _, figures = line.partition(":")
             if name.strip() == self.device:
-                return int(figures.split()[1 if self.sent == "rx" else 9])
+                return int(figures.split()[1]), int(figures.split()[9])
         raise RuntimeError(f"no device {self.device}")
 
     def queue(self, packets: int = TX_QUEUE) -> None:
