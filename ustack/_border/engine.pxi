@@ -194,6 +194,7 @@ cdef class Engine:
         acquire(self.e, &self.s)
         n = self.e.tx_n
         if n == 0:
+            engine_tx_done(self.e)
             release(self.e, &self.s)
             return out
         # Room for every piece of every frame: headers are repeated per segment.

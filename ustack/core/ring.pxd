@@ -6,14 +6,35 @@
 # within size. A span may run over the wrap of the sequence numbers, since size divides 2^32.
 #
 # The only malloc of the core, amortised: a ring doubles. A replaced buffer is handed out, not freed, because a frame
-# that waits for the device may still point into it; the owner frees it with ring_free when none does.
+# that waits for the device may still point into it; the owner frees it with ring_free when none does. The C library keeps freed
+# memory for the process; after every 32 MB of large buffers it is told to give unused pages back to the system.
 
 from libc.stdint cimport uint8_t, uint32_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
 from ustack.core.seqno cimport ilog2_u32, u32_max, u32_min
 from ustack.core.types cimport E_NOMEM
+
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static void ustack_free_ring(void *p) {
+        static __thread size_t freed;
+        size_t n = p ? malloc_usable_size(p) : 0;
+        free(p);
+        if (n < 32768 || (freed += n) < (32u << 20))
+            return;
+        freed = 0;
+        malloc_trim(0);
+    }
+    #else
+    #define ustack_free_ring(p) free(p)
+    #endif
+    """
+    void ustack_free_ring(void* p) noexcept nogil
 
 cdef enum:
     RING_MIN = 4096
@@ -24,8 +45,8 @@ cdef struct ring_t:
     uint32_t size               # power of two, 0 = no memory
 
 
-cdef inline void ring_free(uint8_t* old) noexcept nogil:
-    free(old)
+cdef inline void ring_free(void* old) noexcept nogil:
+    ustack_free_ring(old)
 
 
 cdef inline uint32_t ring_round_(uint32_t span) noexcept nogil:

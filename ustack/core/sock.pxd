@@ -6,7 +6,7 @@
 # - a socket whose user is gone (SF_DEAD) is freed by sk_destroy, once it is in CLOSE;
 # - ring memory is never freed here, it goes to the garbage list: a frame may still point into it.
 
-from libc.stdlib cimport free, realloc
+from libc.stdlib cimport realloc
 from libc.string cimport memcmp, memcpy, memset
 
 from ustack.core.types cimport (
@@ -21,7 +21,7 @@ from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen, pool_ind
 from ustack.core.records cimport (
     WT_TIMEDOUT, WT_WOKEN, bindb_t, group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, waiter_t,
 )
-from ustack.core.ring cimport ring_release
+from ustack.core.ring cimport ring_free, ring_release
 from ustack.core.rtt cimport minmax_reset
 from ustack.core.skmem cimport sk_mem_uncharge
 from ustack.core.state cimport EV_LOG, EV_STATE, LOG_RING, RINGS_KEPT, engine_t, event_t, metrics_t
@@ -301,7 +301,7 @@ cdef inline void garbage_collect(engine_t* e) noexcept nogil:
     """Driver thread only, with no frame outstanding."""
     cdef uint32_t i
     for i in range(e.garbage_n):
-        free(e.garbage[i])
+        ring_free(e.garbage[i])
     e.garbage_n = 0
 
 

@@ -15,6 +15,7 @@ from libc.string cimport memcpy, memset
 
 from ustack.core.cksum cimport csum_add, csum_fold, csum_pseudo
 from ustack.core.records cimport TXF_CSUM_PARTIAL, txframe_t
+from ustack.core.ring cimport ring_free
 from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.sock cimport garbage_put
 from ustack.core.state cimport engine_t
@@ -199,7 +200,7 @@ cdef inline void tx_batch_done(txbatch_t* b) noexcept nogil:
     """All frames of the batch are written: it is empty again, its garbage freed. Needs no lock."""
     cdef uint32_t i
     for i in range(b.garbage_n):
-        free(b.garbage[i])
+        ring_free(b.garbage[i])
     b.garbage_n = 0
     b.n = 0
     b.arena_n = 0
