@@ -33,6 +33,7 @@ POLLIN, POLLPRI, POLLOUT, POLLERR, POLLHUP, POLLRDHUP = 0x001, 0x002, 0x004, 0x0
 MSG_OOB, MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_ERRQUEUE = 0x1, 0x2, 0x8, 0x20, 0x40, 0x100, 0x2000
 MSG_FASTOPEN = 0x20000000
 TCP_FASTOPEN_CONNECT = 30
+_TIMEO = (_std.SO_RCVTIMEO, _std.SO_SNDTIMEO, 66, 67)      # and the ..._NEW ones
 _WOULD_BLOCK = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 Address = tuple[str, int]
@@ -73,7 +74,6 @@ class Socket:
         self._defers = False  # TCP_FASTOPEN_CONNECT: connect() may have left the SYN to the first send
         self._twins: Twins | None = None  # a listener of a stack with several queues
         self._options: list[tuple[int, int, Any]] | None = [] if handle is None and len(stack.engines) > 1 else None
-        stack._register(self)
 
     # ---- plumbing ----------------------------------------------------------------------------------------------------------
     @property
@@ -87,12 +87,14 @@ class Socket:
         """(absolute ns or None, whether it is Python's timeout and not SO_*TIMEO)."""
         if self._timeout is not None:
             return self._driver.now_ns() + round(self._timeout * 1e9), True
+        if not self._stack.uses_timeo:
+            return None, False
         own = self._engine.timeouts(self.handle)[0 if rcv else 1]
         return (None if own is None else self._driver.now_ns() + own), False
 
-    def _block(self, exc: OSError, mask: int, deadline: tuple[int | None, bool] | None, rcv: bool,
-               exclusive: bool = False, flags: int = 0) -> NoReturn:
-        """After EAGAIN: raise it as it is if non-blocking, else ask the driver to wait."""
+    def _wait(self, exc: OSError, mask: int, deadline: tuple[int | None, bool] | None, rcv: bool,
+              exclusive: bool = False, flags: int = 0) -> WouldBlock:
+        """After EAGAIN: raise it as it is if non-blocking, else what the driver has to wait for."""
         if self._timeout == 0 or flags & MSG_DONTWAIT:
             raise exc
         at, pythons = deadline if deadline is not None else self._deadline(rcv)
@@ -104,7 +106,12 @@ class Socket:
                 raise TimeoutError("timed out")
             raise exc
 
-        raise WouldBlock((self.handle, mask, at, exclusive), expired)
+        return WouldBlock((self.handle, mask, at, exclusive), expired)
+
+    def _block(self, exc: OSError, mask: int, deadline: tuple[int | None, bool] | None, rcv: bool,
+               exclusive: bool = False, flags: int = 0) -> NoReturn:
+        """As _wait, for an attempt: raises the wait."""
+        raise self._wait(exc, mask, deadline, rcv, exclusive, flags)
 
     # ---- life --------------------------------------------------------------------------------------------------------------
     def bind(self, address: Any) -> None:
@@ -141,13 +148,14 @@ class Socket:
         self._driver.before_call()
         try:
             handle, peer = self._engine.accept(self.handle)
-        except BlockingIOError:
+        except BlockingIOError as exc:
             if self._timeout == 0:
                 raise
+            deadline = self._deadline(True)
+            first = self._wait(exc, POLLIN, deadline, True, exclusive=True)
         else:
             self._driver.kick()
             return Socket(self._stack, handle), peer
-        deadline = self._deadline(True)
 
         def attempt() -> tuple[int, Address]:
             try:
@@ -158,7 +166,7 @@ class Socket:
         def made(result: tuple[int, Address]) -> tuple[Socket, Address]:
             return Socket(self._stack, result[0]), result[1]
 
-        return self._driver.call(attempt, made)
+        return self._driver.call(attempt, made, first)
 
     def connect(self, address: Any) -> None:
         """Connect; BlockingIOError(EINPROGRESS) on a non-blocking socket. Raises the connection's error, or TimeoutError."""
@@ -211,37 +219,40 @@ class Socket:
             return
         handle = self._handle
         self._closed = True
-        self._stack._forget(self)
         if self._twins is not None:
             self._twins.close()
             self._fd = None
         if self._fd is not None:
             self._driver.drop_fd(handle)
             self._fd = None
-        started = False
+        if self._stack.stopped:
+            return
+        self._driver.before_call()
         left = 0
+        try:
+            left = self._engine.close(handle, wait=True)
+        except BrokenPipeError:
+            pass
+        finally:
+            self._driver.kick()
+        if left:
+            self._linger(handle, self._driver.now_ns() + left)
+
+    def _linger(self, handle: int, until: int) -> None:
+        """The rest of a close with SO_LINGER: wait for the end of the connection, at most until then."""
 
         def attempt() -> None:
-            nonlocal started, left
-            if not started:
-                started = True
-                left = self._engine.close(handle, wait=True)
-                if left:
-                    left += self._driver.now_ns()
-            elif not self._engine.lingering(handle):
+            if not self._engine.lingering(handle):
                 return self._engine.close_finish(handle)
-            if left:
-                raise WouldBlock((handle, 0, left, False), lambda: self._engine.close_finish(handle))
+            raise WouldBlock((handle, 0, until, False), lambda: self._engine.close_finish(handle))
 
         with contextlib.suppress(BrokenPipeError):
-            if not self._stack.stopped:
-                self._driver.call(attempt)
+            self._driver.call(attempt)
 
     def detach(self) -> int:
         """Give up the object without closing: returns the engine's handle (usable with Socket(stack, handle))."""
         handle = self.handle
         self._closed = True
-        self._stack._forget(self)
         return handle
 
     def __enter__(self) -> Socket:
@@ -280,13 +291,14 @@ class Socket:
         self._driver.before_call()
         try:
             data = self._engine.recv(self.handle, bufsize, flags)
-        except BlockingIOError:
+        except BlockingIOError as exc:
             if self._timeout == 0 or flags & MSG_DONTWAIT:
                 raise
+            deadline = self._deadline(True)
+            first = self._wait(exc, POLLIN, deadline, True)
         else:
             self._driver.kick()
             return data
-        deadline = self._deadline(True)
 
         def attempt() -> bytes:
             try:
@@ -294,7 +306,7 @@ class Socket:
             except BlockingIOError as exc:
                 self._block(exc, POLLIN, deadline, True, flags=flags)
 
-        return self._driver.call(attempt)
+        return self._driver.call(attempt, None, first)
 
     def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
         """As recv, into a writable buffer; the number of bytes."""
@@ -588,8 +600,11 @@ class Socket:
                 self._options.append((level, optname, value))
             if (level, optname) == (_std.IPPROTO_TCP, TCP_FASTOPEN_CONNECT):
                 self._defers = True
-            if (level, optname) == (_std.SOL_SOCKET, _std.SO_RCVLOWAT):
-                self._stack.uses_lowat = True
+            if level == _std.SOL_SOCKET:
+                if optname == _std.SO_RCVLOWAT:
+                    self._stack.uses_lowat = True
+                elif optname in _TIMEO:
+                    self._stack.uses_timeo = True
         finally:
             self._driver.kick()
 

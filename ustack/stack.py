@@ -14,7 +14,6 @@ import re
 import struct
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ class Stack:
         self.stopped = False
         self.default_timeout: float | None = None
         self.uses_lowat = False     # a socket of ours has set SO_RCVLOWAT, so a blocking recv has to look at it
-        self._sockets: weakref.WeakSet[Socket] = weakref.WeakSet()
+        self.uses_timeo = False     # ... SO_RCVTIMEO or SO_SNDTIMEO
         if isinstance(address, str):
             address = [address]
         addresses = list(address)
@@ -347,12 +346,6 @@ class Stack:
         return self._manual().submit(lambda: getattr(sock, op)(*args, **kwargs))
 
     # ---- used by Socket ------------------------------------------------------------------------------------------------------
-    def _register(self, sock: Socket) -> None:
-        self._sockets.add(sock)
-
-    def _forget(self, sock: Socket) -> None:
-        self._sockets.discard(sock)
-
     def lowat(self, sock: Socket) -> int:
         """SO_RCVLOWAT: what a blocking recv waits for."""
         return int(struct.unpack("i", sock._engine.getsockopt(sock.handle, 1, 18, 4))[0])

@@ -6,9 +6,12 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from typing import Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Protocol, TypeVar, overload
 
 from ustack import _fastpath
+
+if TYPE_CHECKING:
+    from ustack.drivers.manual import WouldBlock
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,10 +25,10 @@ class Driver(Protocol):
     def stop(self) -> None: ...
 
     @overload
-    def call(self, attempt: Callable[[], T], finish: None = None) -> T: ...
+    def call(self, attempt: Callable[[], T], finish: None = None, wait: WouldBlock | None = None) -> T: ...
 
     @overload
-    def call(self, attempt: Callable[[], T], finish: Callable[[T], R]) -> R: ...
+    def call(self, attempt: Callable[[], T], finish: Callable[[T], R], wait: WouldBlock | None = None) -> R: ...
 
     def now_ns(self) -> int:
         """The time deadlines are counted from."""

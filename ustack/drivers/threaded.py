@@ -91,20 +91,23 @@ class ThreadedDriver:
             stack.stopped = True
 
     # ---- calls -------------------------------------------------------------------------------------------------------------
-    def call(self, attempt: Callable[[], Any], finish: Callable[[Any], Any] | None = None) -> Any:
-        """Make attempts until one does not block. The sleep ends at a wake-up, at the deadline, or by a signal's exception."""
+    def call(self, attempt: Callable[[], Any], finish: Callable[[Any], Any] | None = None, wait: WouldBlock | None = None) -> Any:
+        """Make attempts until one does not block. The sleep ends at a wake-up, at the deadline, or by a signal's exception. wait: an
+        attempt has just been made, and this is what it has to wait for."""
         while True:
-            try:
-                result = attempt()
-                break
-            except WouldBlock as block:
-                wait, on_timeout = block.wait, block.on_timeout
-            handle, mask, deadline, exclusive = wait
+            if wait is None:
+                try:
+                    result = attempt()
+                    break
+                except WouldBlock as block:
+                    wait = block
+            handle, mask, deadline, exclusive = wait.wait
             if not _fastpath.block(self.engine, handle, mask, deadline, exclusive):
-                if on_timeout is None:
+                if wait.on_timeout is None:
                     raise failure(errno.EAGAIN, None)
-                result = on_timeout()
+                result = wait.on_timeout()
                 break
+            wait = None
         return result if finish is None else finish(result)
 
     def now_ns(self) -> int:
