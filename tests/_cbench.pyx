@@ -12,7 +12,7 @@ from libc.string cimport memset
 
 from ustack.core.cksum cimport csum_add, csum_fold, csum_pseudo
 from ustack.core.engine cimport (
-    engine_destroy, engine_init, engine_next_timeout, engine_params_t, engine_poll, engine_prefetch, engine_receive,
+    engine_crowded, engine_destroy, engine_init, engine_next_timeout, engine_params_t, engine_poll, engine_prefetch, engine_receive,
     engine_time,
 )
 from ustack.core.route cimport addr_add, route_default
@@ -97,9 +97,12 @@ cdef inline void round_(engine_t* e, const uint8_t* packets, uint32_t size, uint
     cdef uint32_t i
     engine_time(e, e.now + n * STEP_NS)
     for i in range(n):
-        engine_prefetch(e, packets + i * size, size, False)
+        engine_prefetch(e, packets + i * size, size, 0)
     for i in range(n):
-        engine_prefetch(e, packets + i * size, size, True)
+        engine_prefetch(e, packets + i * size, size, 1)
+    if engine_crowded(e):
+        for i in range(n):
+            engine_prefetch(e, packets + i * size, size, 2)
     for i in range(n):
         engine_receive(e, packets + i * size, size, csum, gso_size, e.now)
     engine_poll(e, e.now)

@@ -28,7 +28,7 @@ from ustack.core.cc_bbr cimport bbr_get_info
 from ustack.core.child cimport req_sent_at
 from ustack.core.ehash cimport ehash_lookup, ehash_settle, ehash_walk_some, ustack_peek
 from ustack.core.engine cimport (
-    engine_batch, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
+    engine_batch, engine_crowded, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
     engine_prefetch, engine_receive, engine_resume, engine_time, engine_tx_done,
 )
 from ustack.core.hooks cimport (

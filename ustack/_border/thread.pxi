@@ -169,9 +169,12 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
     if l.n_stages == 0:
         if n > 1:
             for i in range(n):
-                engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, False)
+                engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, 0)
             for i in range(n):
-                engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, True)
+                engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, 1)
+            if engine_crowded(e):
+                for i in range(n):
+                    engine_prefetch(e, l.dev.pkts[i].p, l.dev.pkts[i].len, 2)
         if l.group != NULL:
             receive_steered(l, n, now)
         else:

@@ -143,6 +143,19 @@ cdef inline void ehash_prefetch_node(ehash_t* h, uint32_t laddr, uint32_t faddr,
         ustack_prefetch(ehash_node(h, ref))
 
 
+cdef inline void ehash_prefetch_next(ehash_t* h, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
+    # A third round, for a table so full that chains of two are common (ehash_crowded).
+    cdef ref_t ref = ehash_bucket_(h, laddr, faddr, <uint32_t>lport << 16 | fport)[0]
+    if ref != 0:
+        ref = ehash_node(h, ref).next
+        if ref != 0:
+            ustack_prefetch(ehash_node(h, ref))
+
+
+cdef inline bint ehash_crowded(const ehash_t* h) noexcept nogil:
+    return h.count > h.mask >> 2
+
+
 cdef inline void ehash_spread_(ehash_t* h) noexcept nogil:
     # From the few buckets to all, once; a chain's order stays. A walk that is under way may see an entry twice, and misses none: entries
     # only move to higher buckets. Without memory the few go on.

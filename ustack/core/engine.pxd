@@ -13,7 +13,7 @@ from libc.string cimport memset
 from posix.mman cimport munmap
 
 from ustack.core.config cimport config_defaults
-from ustack.core.ehash cimport ehash_destroy, ehash_init, ehash_prefetch, ehash_prefetch_node, ehash_register
+from ustack.core.ehash cimport ehash_crowded, ehash_destroy, ehash_init, ehash_prefetch, ehash_prefetch_next, ehash_prefetch_node, ehash_register
 from ustack.core.frag cimport FRAG_SLOT, ip_expire
 from ustack.core.hooks cimport HOOK_RESET, hook_drop, hook_drop_t, hooked
 from ustack.core.ipin cimport FROM_ECHO, FROM_LINK, FROM_SELF, ip_rcv, tcp_v4_resume
@@ -47,7 +47,7 @@ cdef enum:
     TICK_NS = 4000000           # HZ=250
     DEF_MTU = 1500
     DEF_TSO_MAX = 65536
-    DEF_EHASH = 1048576         # a million half-open connections find chains of one
+    DEF_EHASH = 2097152         # a million half-open connections find short chains
     DEF_REQ = 4194304
     DEF_TCB = 1048576
     DEF_TW = 1048576
@@ -340,15 +340,21 @@ cdef inline int engine_resume(engine_t* e, const uint8_t* p, uint32_t n) noexcep
     return reason
 
 
-cdef inline void engine_prefetch(engine_t* e, const uint8_t* p, uint32_t n, bint node) noexcept nogil:
-    # A hint before a batch: call it for each packet with node=False, then with node=True, then receive them. With many connections nearly all
-    # of a packet's time is waiting for the table's bucket and the entry behind it; in a batch the waits overlap. Reads only.
+cdef inline void engine_prefetch(engine_t* e, const uint8_t* p, uint32_t n, int stage) noexcept nogil:
+    # A hint before a batch: call it for each packet with stage 0, then with 1, then, if engine_crowded, with 2; then receive them. With many
+    # connections nearly all of a packet's time is waiting for the table's bucket and the entries behind it; in a batch the waits overlap.
     if n < 40 or p[0] != 0x45 or p[9] != IPPROTO_TCP:
         return
-    if node:
+    if stage == 0:
+        ehash_prefetch(&e.ehash, get32(p + 16), get32(p + 12), get16(p + 22), get16(p + 20))
+    elif stage == 1:
         ehash_prefetch_node(&e.ehash, get32(p + 16), get32(p + 12), get16(p + 22), get16(p + 20))
     else:
-        ehash_prefetch(&e.ehash, get32(p + 16), get32(p + 12), get16(p + 22), get16(p + 20))
+        ehash_prefetch_next(&e.ehash, get32(p + 16), get32(p + 12), get16(p + 22), get16(p + 20))
+
+
+cdef inline bint engine_crowded(const engine_t* e) noexcept nogil:
+    return ehash_crowded(&e.ehash)
 
 
 # ---- timers ------------------------------------------------------------------------------------------------------------------
