@@ -47,7 +47,7 @@ cdef enum:
     TICK_NS = 4000000           # HZ=250
     DEF_MTU = 1500
     DEF_TSO_MAX = 65536
-    DEF_EHASH = 2097152         # a million half-open connections find short chains
+    DEF_EHASH = 1048576         # a million half-open connections find chains of one or two
     DEF_REQ = 4194304
     DEF_TCB = 1048576
     DEF_TW = 1048576
