@@ -96,7 +96,7 @@ def test_fixed_values() -> None:
     assert sysctl_get(e, "net.ipv4.tcp_max_syn_backlog") == "2048"
     assert sysctl_get(e, "net.ipv4.tcp_max_tw_buckets") == "131072"
     assert sysctl_get(e, "net.ipv4.tcp_congestion_control") == "cubic"
-    assert sysctl_get(e, "net.ipv4.tcp_available_congestion_control") == "reno cubic bbr"
+    assert sysctl_get(e, "net.ipv4.tcp_available_congestion_control") == "reno bbr cubic"
     assert int(sysctl_get(Engine(["192.0.2.1/24"], ehash_entries=1024), "net.ipv4.tcp_ehash_entries")) == 1024
 
 
