@@ -14,7 +14,8 @@ TOP = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_a_sample_of_mutants_is_found() -> None:
-    done = subprocess.run([sys.executable, str(TOP / "scripts" / "mutants"), "--count", "10", "--seed", "5"], capture_output=True, text=True, timeout=1500)
+    words = [sys.executable, str(TOP / "scripts" / "mutants"), "--count", "10", "--seed", "5"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
