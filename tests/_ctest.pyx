@@ -26,7 +26,6 @@ cimport ustack.core.sendq as send
 cimport ustack.core.seqno as sq
 cimport ustack.core.siphash as sh
 cimport ustack.core.records as rec
-cimport ustack.core.sock as sock
 cimport ustack.core.stats as st
 cimport ustack.core.tx as tx
 cimport ustack.core.types as ty
@@ -36,7 +35,7 @@ cimport ustack.core.wire as wi
 from ustack.core.config cimport config_defaults
 from ustack.core.siphash cimport prng_seed
 from ustack.core.state cimport engine_t
-from ustack.core.sock cimport skopt_defaults
+from ustack.core.access cimport skopt_defaults
 from ustack.core.tcb cimport CA_EXT_WORDS, CC_BBR, skopt_t, tcb_t
 
 NS_NEVER = ty.NS_NEVER

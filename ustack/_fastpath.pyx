@@ -47,14 +47,15 @@ from ustack.core.records cimport (
 from ustack.core.recvmsg cimport tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts
 from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
-from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_ca, sk_fport, sk_handle,
-    sk_lport, sk_opt, sk_wake, tw_at, wait_at, waiter_finish,
+from ustack.core.access cimport (
+    ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_ca, sk_fport, sk_handle, sk_lport, sk_opt, tw_at, wait_at,
 )
+from ustack.core.wake cimport POLLERR, POLLHUP, POLLIN, POLLOUT, sk_wake, waiter_finish
 from ustack.core.service cimport (
     SVC_CHARGEN, SVC_CHUNK, SVC_DISCARD, SVC_ECHO, SVC_HTTP, SVC_NONE, service_pump, service_set,
 )
-from ustack.core.sockopt cimport user_getsockopt, user_setsockopt
+from ustack.core.getopt cimport user_getsockopt
+from ustack.core.setopt cimport user_setsockopt
 from ustack.core.state cimport LOG_RING, engine_t, event_t, route_t
 from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
 from ustack.core.steer cimport STEER_NOBODY, steer_home, steer_packet

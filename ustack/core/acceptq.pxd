@@ -11,7 +11,9 @@ from ustack.core.hooks cimport HOOK_FRONT, hooked
 from ustack.core.listenhook cimport ASK_ACCEPTQ, listenhook
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport listener_t, req_t
-from ustack.core.sock cimport ev_push, lst_at, lst_put, ref_of, req_at, sk_at, sk_fport, sk_handle, sk_los, sk_lport
+from ustack.core.access cimport lst_at, ref_of, req_at, sk_at, sk_fport, sk_handle, sk_los, sk_lport
+from ustack.core.sock cimport lst_put
+from ustack.core.wake cimport ev_push
 from ustack.core.state cimport EV_QUEUED, engine_t, event_t
 from ustack.core.stats cimport MIB_TcpExtListenDrops, MIB_TcpExtListenOverflows, mib_inc
 from ustack.core.tcb cimport SF_IN_ACCEPTQ, tcb_t

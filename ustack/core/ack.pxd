@@ -51,7 +51,8 @@ from ustack.core.sendq cimport (
     sq_rtx_head, sq_trim_head, sq_unlink_free, sq_wq_empty, tcp_chrono_stop, tcp_is_sack, tcp_packets_in_flight, tcp_sndbuf_expand, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, between
-from ustack.core.sock cimport sk_los, sk_rings_idle, sr_at, tcp_clear_retrans_timer, tcp_clock_s
+from ustack.core.access cimport sk_los, sr_at, tcp_clock_s
+from ustack.core.sock cimport sk_rings_idle, tcp_clear_retrans_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDelivered, MIB_TcpExtTCPDeliveredCE, MIB_TcpExtTCPHPAcks, MIB_TcpExtTCPLossProbeRecovery, MIB_TcpExtTCPPureAcks, mib_add,

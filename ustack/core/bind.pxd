@@ -14,9 +14,8 @@ from ustack.core.listenhook cimport listenhook_select
 from ustack.core.pool cimport pool_alloc, pool_at
 from ustack.core.records cimport GROUP_MAX, bindb_t, group_t, listener_t, tw_t
 from ustack.core.siphash cimport prng_below, siphash_u64x2
-from ustack.core.sock cimport (
-    group_leave, grp_at, lst_at, ref_idx, ref_kind, ref_of, sk_at, sk_fport, sk_lport, sk_set_ports, tw_at,
-)
+from ustack.core.access cimport grp_at, lst_at, ref_idx, ref_kind, ref_of, sk_at, sk_fport, sk_lport, sk_set_ports, tw_at
+from ustack.core.sock cimport group_leave
 from ustack.core.state cimport LHASH, engine_t
 from ustack.core.tcb cimport SF_REUSEADDR, SF_REUSEPORT, SOCK_CONNECT_BIND, tcb_t
 from ustack.core.types cimport (

@@ -8,7 +8,7 @@
 
 from libc.string cimport strlen, strncmp
 
-from ustack.core.sock cimport sk_ca_clear, sk_set_cc
+from ustack.core.access cimport sk_ca_clear, sk_set_cc
 from ustack.core.types cimport E_EXIST, E_INVAL, E_NOENT, E_NOSPC, TCP_CLOSE, TCP_LISTEN, uint8_t, uint32_t, uint64_t
 from ustack.core.cc_bbr cimport (
     bbr_cong_control, bbr_cwnd_event, bbr_init, bbr_min_tso_segs, bbr_set_state, bbr_ssthresh, bbr_undo_cwnd,

@@ -7,7 +7,7 @@
 
 from libc.string cimport memset
 
-from ustack.core.sock cimport sk_ca
+from ustack.core.access cimport sk_ca
 from ustack.core.types cimport NS_PER_MS, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from ustack.core.cwnd cimport (
     CA_EVENT_TX_START, rate_sample_t, tcp_hz, tcp_jiffies32, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of,

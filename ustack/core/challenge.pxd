@@ -4,7 +4,7 @@
 # socket (together with duplicate ACKs for segments out of window), then to about tcp_challenge_ack_limit per second
 # and stack, with random jitter so that the count cannot be probed from outside. Called by ack and input.
 
-from ustack.core.sock cimport sk_los
+from ustack.core.access cimport sk_los
 from ustack.core.types cimport NS_PER_SEC, int64_t, uint32_t
 from ustack.core.output cimport tcp_send_ack
 from ustack.core.paws cimport tcp_ack_rate_limited

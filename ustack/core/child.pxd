@@ -17,10 +17,8 @@ from ustack.core.records cimport RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_O
 from ustack.core.route cimport route_mtu, sk_advmss, sk_route, sk_rt
 from ustack.core.seqno cimport i64_min, u32_min
 from ustack.core.siphash cimport prng_u64
-from ustack.core.sock cimport (
-    ext_at, lst_at, ref_of, sk_alloc, sk_free, sk_los, sk_opt, sk_opt_inherit, sk_reset_keepalive, sk_set_cc, sk_set_state,
-    tcp_clock_ms, tcp_clock_s, wall_ns,
-)
+from ustack.core.access cimport ext_at, lst_at, ref_of, sk_los, sk_opt, sk_opt_inherit, sk_set_cc, tcp_clock_ms, tcp_clock_s, wall_ns
+from ustack.core.sock cimport sk_alloc, sk_free, sk_reset_keepalive, sk_set_state
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_IpOutNoRoutes, MIB_TcpPassiveOpens, mib_inc
 from ustack.core.synack cimport req_rwnd, req_ts_off, req_window_clamp

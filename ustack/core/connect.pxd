@@ -14,7 +14,8 @@ from ustack.core.records cimport tw_t
 from ustack.core.route cimport ipv4_is_loopback, route_lookup, route_result_t, sk_route
 from ustack.core.seqno cimport u32_max
 from ustack.core.siphash cimport prng_below, prng_u64, siphash_u64x2
-from ustack.core.sock cimport ref_idx, ref_kind, ref_of, sk_lport, sk_set_ports, sk_set_state, tcp_clock_ms, tw_at
+from ustack.core.access cimport ref_idx, ref_kind, ref_of, sk_lport, sk_set_ports, tcp_clock_ms, tw_at
+from ustack.core.sock cimport sk_set_state
 from ustack.core.state cimport PORT_PERTURB, RTF_BROADCAST, RTF_MULTICAST, engine_t
 from ustack.core.stats cimport MIB_IpOutNoRoutes, MIB_TcpExtTWRecycled, mib_inc
 from ustack.core.syn cimport tcp_connect

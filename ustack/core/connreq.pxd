@@ -34,7 +34,8 @@ from ustack.core.records cimport (
 )
 from ustack.core.route cimport RTAX_FEATURE_ECN, ipv4_is_multicast, is_broadcast, route_lookup, route_result_t
 from ustack.core.seqno cimport u32_max, u32_min
-from ustack.core.sock cimport log_done, log_push, lst_at, ref_idx, ref_kind, ref_of, req_at, sk_data_ready
+from ustack.core.access cimport lst_at, ref_idx, ref_kind, ref_of, req_at
+from ustack.core.wake cimport log_done, log_push, sk_data_ready
 from ustack.core.state cimport LOG_SYN_FLOOD_COOKIES, LOG_SYN_FLOOD_DROP, LOG_WSCALE_TOO_BIG, engine_t, event_t
 from ustack.core.stats cimport (
     MIB_TcpExtSyncookiesFailed, MIB_TcpExtSyncookiesRecv, MIB_TcpExtSyncookiesSent, MIB_TcpExtTCPReqQFullDoCookies,

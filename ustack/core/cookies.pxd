@@ -11,7 +11,7 @@
 from ustack.core.cksum cimport ustack_be16, ustack_be32
 from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_TS_OFF, RQ_WSCALE_OK, listener_t, req_t
 from ustack.core.siphash cimport siphash_u32x4, siphash_u64x2
-from ustack.core.sock cimport grp_at, wall_ns
+from ustack.core.access cimport grp_at, wall_ns
 from ustack.core.state cimport engine_t
 from ustack.core.steer cimport steer_cookies_recent
 from ustack.core.types cimport NS_PER_SEC, OPT_TS, ns_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t

@@ -16,7 +16,8 @@ from ustack.core.rcvq cimport rcv_prepare, rcv_ring_idle, rq_eat, seg_truesize, 
 from ustack.core.rcvwin cimport tcp_data_ready, tcp_fast_path_check, tcp_receive_window
 from ustack.core.seqno cimport after, before
 from ustack.core.skmem cimport sk_forced_mem_schedule
-from ustack.core.sock cimport rr_at, sk_data_ready, sk_los
+from ustack.core.access cimport rr_at, sk_los
+from ustack.core.wake cimport sk_data_ready
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtDelayedACKLost, MIB_TcpExtTCPRcvQDrop, MIB_TcpExtTCPZeroWindowDrop, mib_inc
 from ustack.core.tcb cimport ICSK_ACK_NOMEM, ICSK_ACK_NOW, SF_DEAD, SF_URGINLINE, tcb_t

@@ -23,7 +23,8 @@ from ustack.core.rcvwin cimport (
 )
 from ustack.core.route cimport sk_rt, sk_rto_min
 from ustack.core.seqno cimport i64_max, i64_min, u32_min
-from ustack.core.sock cimport jiffies_up, sk_at, sk_compack_id, sk_los, sk_reset_delack
+from ustack.core.access cimport jiffies_up, sk_at, sk_los
+from ustack.core.sock cimport sk_compack_id, sk_reset_delack
 from ustack.core.state cimport ACK_BATCH, engine_t, route_t
 from ustack.core.stats cimport MIB_TcpExtDelayedACKs, MIB_TcpExtTCPAckCompressed, mib_add, mib_inc
 from ustack.core.tcb cimport (

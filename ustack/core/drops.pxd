@@ -7,7 +7,8 @@
 from libc.string cimport memset
 
 from ustack.core.hooks cimport hook_drop, hook_drop_t, hooked
-from ustack.core.sock cimport ev_push, sk_fport, sk_lport
+from ustack.core.access cimport sk_fport, sk_lport
+from ustack.core.wake cimport ev_push
 from ustack.core.state cimport EV_DROP, engine_t, event_t
 from ustack.core.stats cimport drop_inc
 from ustack.core.tcb cimport tcb_t

@@ -24,7 +24,8 @@ from ustack.core.records cimport bindb_t, group_t, listener_t, req_t, reqext_t, 
 from ustack.core.request cimport request_timer
 from ustack.core.route cimport is_broadcast
 from ustack.core.siphash cimport prng_seed, prng_u64, siphash, siphash_u64x1
-from ustack.core.sock cimport ev_push, garbage_collect, lst_at, sk_at, sk_of_los, skopt_defaults, waiter_timeout
+from ustack.core.access cimport lst_at, sk_at, sk_of_los, skopt_defaults
+from ustack.core.wake cimport ev_push, garbage_collect, waiter_timeout
 from ustack.core.state cimport EV_DROP, PORT_PERTURB, engine_t, event_t, frag_t, metrics_t, pmtu_t
 from ustack.core.stats cimport drop_inc
 from ustack.core.tcb cimport CA_EXT_WORDS, CC_CUBIC, sklos_t, skopt_t, tcb_t

@@ -7,7 +7,8 @@
 
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport reqext_t, srec_t
-from ustack.core.sock cimport ext_at, sk_error_report, sk_opt, wall_ns
+from ustack.core.access cimport ext_at, sk_opt, wall_ns
+from ustack.core.wake cimport sk_error_report
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport SF_DEAD, tcb_t
 from ustack.core.types cimport idx_t, ns_t, uint8_t, uint32_t, uint64_t

@@ -18,9 +18,8 @@ from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_
 from ustack.core.route cimport route_result_t, route_t
 from ustack.core.seqno cimport i64_min, u32_min
 from ustack.core.siphash cimport siphash, siphash_u64x1
-from ustack.core.sock cimport (
-    ext_at, fastopen_remove, lst_at, sk_fport, sk_los, sk_lport, sk_opt, tcp_clock_ms, tcp_clock_s, tcp_reset_xmit_timer,
-)
+from ustack.core.access cimport ext_at, lst_at, sk_fport, sk_los, sk_lport, sk_opt, tcp_clock_ms, tcp_clock_s
+from ustack.core.sock cimport fastopen_remove, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpExtPAWSEstab, MIB_TcpExtTCPACKSkippedChallenge, MIB_TcpExtTCPACKSkippedSynRecv,

@@ -12,7 +12,8 @@ from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport reqext_t
 from ustack.core.route cimport sk_rt
 from ustack.core.seqno cimport u32_min
-from ustack.core.sock cimport ext_at, sk_opt, tcp_fastopen_active_disable
+from ustack.core.access cimport ext_at, sk_opt
+from ustack.core.sock cimport tcp_fastopen_active_disable
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpExtTCPFastOpenActiveFail, mib_inc
 from ustack.core.tcb cimport tcb_t

@@ -25,9 +25,9 @@ from ustack.core.route cimport (
 )
 from ustack.core.rtt cimport rtt_rto
 from ustack.core.seqno cimport between, i64_min
-from ustack.core.sock cimport (
-    ref_idx, ref_kind, sk_at, sk_error_report, sr_at, tcp_reset_xmit_timer,
-)
+from ustack.core.access cimport ref_idx, ref_kind, sk_at, sr_at
+from ustack.core.sock cimport tcp_reset_xmit_timer
+from ustack.core.wake cimport sk_error_report
 from ustack.core.state cimport RTF_LOCAL, engine_t
 from ustack.core.stats cimport (
     MIB_IcmpInAddrMaskReps, MIB_IcmpInAddrMasks, MIB_IcmpInCsumErrors, MIB_IcmpInDestUnreachs, MIB_IcmpInEchoReps, MIB_IcmpInEchos,

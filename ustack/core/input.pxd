@@ -36,9 +36,9 @@ from ustack.core.retrans cimport tcp_rearm_rto
 from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.sack cimport FLAG_DATA, FLAG_NO_CHALLENGE_ACK, FLAG_SLOWPATH, FLAG_UPDATE_TS_RECENT
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport (
-    fastopen_remove, sk_los, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_done, tcp_fastopen_active_disable,
-)
+from ustack.core.access cimport sk_los
+from ustack.core.sock cimport fastopen_remove, sk_reset_keepalive, sk_set_state, tcp_done, tcp_fastopen_active_disable
+from ustack.core.wake cimport sk_state_change
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPAbortOnData, MIB_TcpExtTCPHPHits, mib_inc
 from ustack.core.synsent cimport SYNSENT_RESET, TCPOLEN_TSTAMP_ALIGNED, tcp_rcv_synsent

@@ -19,7 +19,8 @@ from ustack.core.ipopt cimport ip_options_compile
 from ustack.core.ipout cimport ipout_rst_reply
 from ustack.core.request cimport listen_rcv, request_rcv
 from ustack.core.route cimport inet_addr_type, route_input, route_lookup, route_result_t
-from ustack.core.sock cimport ref_idx, ref_kind, sk_at, sk_los, tcp_segs_in
+from ustack.core.access cimport ref_idx, ref_kind, sk_at, sk_los
+from ustack.core.sock cimport tcp_segs_in
 from ustack.core.state cimport RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, engine_t
 from ustack.core.steer cimport steer_whole
 from ustack.core.stats cimport (

@@ -9,7 +9,7 @@ from libc.string cimport memcpy, memset
 
 from ustack.core.records cimport reqext_t
 from ustack.core.route cimport inet_addr_type
-from ustack.core.sock cimport wall_ns
+from ustack.core.access cimport wall_ns
 from ustack.core.state cimport RTF_UNICAST, engine_t, ipopt_t
 from ustack.core.types cimport seg_t, uint8_t, uint32_t
 from ustack.core.wire cimport IP_HLEN, get32, put32

@@ -14,10 +14,9 @@ from ustack.core.pool cimport pool_free
 from ustack.core.rcvq cimport rcv_queue_purge
 from ustack.core.records cimport listener_t, reqext_t
 from ustack.core.sendq cimport tcp_write_queue_purge
-from ustack.core.sock cimport (
-    ext_at, fastopen_remove, lst_at, sk_at, sk_data_ready, sk_destroy, sk_lport, sk_opt, sk_orphan, sk_set_state,
-    tcp_clear_xmit_timers,
-)
+from ustack.core.access cimport ext_at, lst_at, sk_at, sk_lport, sk_opt
+from ustack.core.sock cimport fastopen_remove, sk_destroy, sk_orphan, sk_set_state, tcp_clear_xmit_timers
+from ustack.core.wake cimport sk_data_ready
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPMigrateReqFailure, MIB_TcpExtTCPMigrateReqSuccess, mib_inc
 from ustack.core.tcb cimport tcb_t

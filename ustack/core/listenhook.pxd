@@ -13,7 +13,7 @@ from ustack.core.hooks cimport (
     hook_overflow, hook_overflow_t, hook_queue_t, hook_select, hook_select_t, hook_syn, hook_syn_t, hook_synack, hook_synack_t,
 )
 from ustack.core.records cimport RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_WSCALE_OK, listener_t, req_t
-from ustack.core.sock cimport lst_at, sk_at, sk_fport, sk_handle, sk_lport
+from ustack.core.access cimport lst_at, sk_at, sk_fport, sk_handle, sk_lport
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport (

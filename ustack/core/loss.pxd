@@ -15,7 +15,8 @@ from ustack.core.records cimport SR_EVER_RETRANS, SR_LOST, SR_RETRANS, SR_SACKED
 from ustack.core.retrans cimport tcp_fragment_rtx
 from ustack.core.sendq cimport sq_rtx_head, sq_ts_unlink
 from ustack.core.seqno cimport after, before, i32_max, u32_max, u32_min
-from ustack.core.sock cimport jiffies_up, sk_los, sr_at, tcp_reset_xmit_timer
+from ustack.core.access cimport jiffies_up, sk_los, sr_at
+from ustack.core.sock cimport tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPLostRetransmit, MIB_TcpExtTCPRenoReorder, MIB_TcpExtTCPSACKReorder, MIB_TcpExtTCPTSReorder, mib_add, mib_inc,

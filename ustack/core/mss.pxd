@@ -6,7 +6,7 @@
 
 from ustack.core.route cimport RT_LOCAL, route_mtu
 from ustack.core.seqno cimport u32_max, u32_min
-from ustack.core.sock cimport sk_los
+from ustack.core.access cimport sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport MAX_TCP_OPTION_SPACE, tcb_t
 from ustack.core.types cimport uint8_t, uint16_t, uint32_t, uint64_t

@@ -9,7 +9,7 @@ from ustack.core.sendq cimport (
     sq_split, sq_unlink_free, sq_wq_empty, sr_can_merge, tcp_packets_in_flight, tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, i32_max, i32_min, u32_min
-from ustack.core.sock cimport sk_los, sr_at
+from ustack.core.access cimport sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport TCP_CA_OPEN, tcb_t
 from ustack.core.types cimport NS_PER_SEC, TH_FIN, TH_PSH, idx_t, ns_t, uint16_t, uint32_t

@@ -21,7 +21,8 @@ from ustack.core.rcvq cimport (
 from ustack.core.rcvwin cimport tcp_grow_window, tcp_rcvbuf_grow
 from ustack.core.records cimport rrec_t
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport rr_at, sk_data_ready, sk_los
+from ustack.core.access cimport rr_at, sk_los
+from ustack.core.wake cimport sk_data_ready
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKOfoSent, MIB_TcpExtTCPDSACKOldSent, MIB_TcpExtTCPOFODrop, MIB_TcpExtTCPOFOMerge,

@@ -9,7 +9,7 @@
 from ustack.core.types cimport idx_t, uint32_t
 from ustack.core.records cimport rrec_t
 from ustack.core.seqno cimport before
-from ustack.core.sock cimport rr_at, sk_los
+from ustack.core.access cimport rr_at, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 

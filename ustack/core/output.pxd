@@ -18,7 +18,7 @@ from ustack.core.sendq cimport (
 )
 from ustack.core.seqno cimport after, before, between, i64_max, i64_min, u32_min
 from ustack.core.skmem cimport tcp_under_memory_pressure
-from ustack.core.sock cimport sk_los, sr_at
+from ustack.core.access cimport sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPLossProbes, MIB_TcpExtTCPWinProbe, mib_inc
 from ustack.core.syn cimport tcp_connect, tcp_send_synack

@@ -4,7 +4,7 @@
 # Callers: timewait, request, fastopen, input.
 
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport tcp_clock_s
+from ustack.core.access cimport tcp_clock_s
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport mib_inc
 from ustack.core.types cimport NS_PER_MS, TH_SYN, int32_t, int64_t, ns_t, seg_t, uint32_t

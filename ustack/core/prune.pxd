@@ -14,7 +14,7 @@ from ustack.core.rcvwin cimport adjust_rcv_ssthresh_, tcp_clamp_window, tcp_win_
 from ustack.core.records cimport rrec_t
 from ustack.core.seqno cimport after, before, u32_min
 from ustack.core.skmem cimport sk_rmem_schedule, tcp_under_memory_pressure
-from ustack.core.sock cimport rr_at, sk_los
+from ustack.core.access cimport rr_at, sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtOfoPruned, MIB_TcpExtPruneCalled, MIB_TcpExtRcvPruned, MIB_TcpExtTCPRcvCollapsed, mib_inc,

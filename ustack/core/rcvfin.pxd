@@ -13,7 +13,8 @@ from ustack.core.output cimport tcp_send_ack
 from ustack.core.prune cimport tcp_sack_reset
 from ustack.core.rcvq cimport rcv_free_record
 from ustack.core.sendq cimport tcp_write_queue_purge
-from ustack.core.sock cimport sk_error_report, sk_set_state, sk_state_change, tcp_done
+from ustack.core.sock cimport sk_set_state, tcp_done
+from ustack.core.wake cimport sk_error_report, sk_state_change
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport RCV_SHUTDOWN, SF_DEAD, SF_DONE, tcb_t
 from ustack.core.timewait cimport tcp_time_wait

@@ -14,7 +14,8 @@ from ustack.core.records cimport rrec_t
 from ustack.core.ring cimport ring_free, ring_reserve, ring_write
 from ustack.core.seqno cimport after
 from ustack.core.skmem cimport sk_forced_mem_schedule, sk_mem_charge, sk_mem_uncharge
-from ustack.core.sock cimport rr_at, sk_purge_recv, sk_rings_idle
+from ustack.core.access cimport rr_at
+from ustack.core.sock cimport sk_purge_recv, sk_rings_idle
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPRcvCoalesce, mib_inc
 from ustack.core.tcb cimport SF_NO_RINGS, tcb_t

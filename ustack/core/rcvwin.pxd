@@ -9,7 +9,8 @@
 from ustack.core.types cimport NS_PER_US, TH_ACK, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from ustack.core.seqno cimport before, i32_max, i32_min, i64_max, i64_min, ilog2_u32, rounddown_u32, u32_max, u32_min
 from ustack.core.skmem cimport tcp_under_memory_pressure
-from ustack.core.sock cimport rr_at, sk_data_ready, tcp_clock_ms
+from ustack.core.access cimport rr_at, tcp_clock_ms
+from ustack.core.wake cimport sk_data_ready
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPFromZeroWindowAdv, MIB_TcpExtTCPToZeroWindowAdv, MIB_TcpExtTCPWantZeroWindowAdv, mib_inc,

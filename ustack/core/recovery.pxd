@@ -31,7 +31,8 @@ from ustack.core.sendq cimport (
     sq_rtx_head, sq_rtx_next, sq_wq_empty, tcp_is_sack, tcp_left_out, tcp_packets_in_flight, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_max, u32_min
-from ustack.core.sock cimport jiffies_up, sk_los, sr_at, tcp_reset_xmit_timer
+from ustack.core.access cimport jiffies_up, sk_los, sr_at
+from ustack.core.sock cimport tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKUndo, MIB_TcpExtTCPFastRetrans, MIB_TcpExtTCPFullUndo, MIB_TcpExtTCPLossUndo, MIB_TcpExtTCPMTUPFail,

@@ -16,7 +16,7 @@ from ustack.core.rcvwin cimport __tcp_select_window, tcp_fast_path_check, tcp_rc
 from ustack.core.records cimport rrec_t
 from ustack.core.ring cimport ring_read
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport rr_at
+from ustack.core.access cimport rr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, RCV_SHUTDOWN, SF_DONE, SF_URGINLINE, tcb_t
 from ustack.core.xmit cimport tcp_send_ack

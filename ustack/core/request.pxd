@@ -25,7 +25,8 @@ from ustack.core.records cimport RQ_ACKED, RQ_TSTAMP_OK, listener_t, req_t, reqe
 from ustack.core.route cimport is_local
 from ustack.core.rttmeas cimport tcp_synack_rtt_meas
 from ustack.core.seqno cimport after, between, u32_max
-from ustack.core.sock cimport ext_at, lst_at, req_at, sk_at, sk_data_ready, sk_los, tcp_clock_ms, tcp_clock_s
+from ustack.core.access cimport ext_at, lst_at, req_at, sk_at, sk_los, tcp_clock_ms, tcp_clock_s
+from ustack.core.wake cimport sk_data_ready
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpAttemptFails, MIB_TcpExtEmbryonicRsts, MIB_TcpExtOutOfWindowIcmps, MIB_TcpExtPAWSEstab,

@@ -13,7 +13,9 @@ from ustack.core.sendq cimport (
     tcp_set_tso_segs, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, before, i64_max, u32_min
-from ustack.core.sock cimport ev_push, jiffies_up, sk_fport, sk_handle, sk_los, sk_lport, sr_at, tcp_clear_retrans_timer
+from ustack.core.access cimport jiffies_up, sk_fport, sk_handle, sk_los, sk_lport, sr_at
+from ustack.core.sock cimport tcp_clear_retrans_timer
+from ustack.core.wake cimport ev_push
 from ustack.core.state cimport EV_RETRANS, engine_t, event_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPRetransFail, MIB_TcpExtTCPSynRetrans, MIB_TcpExtTCPWqueueTooBig, MIB_TcpRetransSegs, mib_add, mib_inc,

@@ -11,7 +11,7 @@ from libc.string cimport memset
 
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free
 from ustack.core.seqno cimport u32_max, u32_min
-from ustack.core.sock cimport jiffies_up
+from ustack.core.access cimport jiffies_up
 from ustack.core.state cimport (
     MAX_ADDR, MAX_ROUTE, PMTU_HASH, RTF_BLACKHOLE, RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, RTF_NONE, RTF_PROHIBIT, RTF_UNICAST,
     RTF_UNREACHABLE, addr_t, engine_t, pmtu_t, route_t,

@@ -12,7 +12,7 @@ from ustack.core.output cimport tcp_rto_max
 from ustack.core.route cimport sk_rto_min
 from ustack.core.rtt cimport minmax_running_min, rtt_rto, rtt_sample
 from ustack.core.sack cimport FLAG_ACKED, FLAG_ACK_MAYBE_DELAYED, FLAG_SYN_ACKED
-from ustack.core.sock cimport tcp_clock_ms
+from ustack.core.access cimport tcp_clock_ms
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 

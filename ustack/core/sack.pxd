@@ -15,7 +15,7 @@ from ustack.core.records cimport SR_EVER_RETRANS, SR_LOST, SR_RETRANS, SR_SACKED
 from ustack.core.retrans cimport tcp_fragment_rtx
 from ustack.core.sendq cimport sq_rtx_head, sq_rtx_next, sq_ts_unlink, sq_unlink_free, sr_can_merge
 from ustack.core.seqno cimport after, before, i32_max
-from ustack.core.sock cimport sk_los, sr_at
+from ustack.core.access cimport sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPDSACKIgnoredDubious, MIB_TcpExtTCPDSACKIgnoredNoUndo, MIB_TcpExtTCPDSACKIgnoredOld, MIB_TcpExtTCPDSACKOfoRecv,

@@ -17,7 +17,9 @@ from ustack.core.sendq cimport (
 )
 from ustack.core.seqno cimport after, i64_max, i64_min, u32_min
 from ustack.core.skmem cimport sk_forced_mem_schedule, sk_wmem_schedule
-from ustack.core.sock cimport sk_set_ports, sk_lport, sk_set_state, sk_stream_memory_free, sk_write_space, sr_at
+from ustack.core.access cimport sk_lport, sk_set_ports, sr_at
+from ustack.core.sock cimport sk_set_state
+from ustack.core.wake cimport sk_stream_memory_free, sk_write_space
 from ustack.core.state cimport engine_t
 from ustack.core.syn cimport tcp_connect
 from ustack.core.tcb cimport (

@@ -19,7 +19,9 @@ from ustack.core.records cimport SR_LOST, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.ring cimport ring_reserve, ring_write
 from ustack.core.seqno cimport before, u32_max, u32_min
 from ustack.core.skmem cimport sk_forced_mem_schedule, sk_mem_charge, sk_mem_uncharge
-from ustack.core.sock cimport garbage_put, sk_purge_send, sk_stream_is_writeable, sk_write_space, sr_at
+from ustack.core.access cimport sr_at
+from ustack.core.sock cimport sk_purge_send
+from ustack.core.wake cimport garbage_put, sk_stream_is_writeable, sk_write_space
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
     CC_BBR, CHRONO_BUSY, CHRONO_SNDBUF_LIMITED, CHRONO_UNSPEC, SF_DEAD, SF_NO_RINGS, SF_NOSPACE, SOCK_SNDBUF_LOCK, TCP_INIT_CWND, tcb_t,

@@ -11,7 +11,7 @@ from libc.string cimport memcpy
 from ustack.core.pattern cimport pattern_at, pattern_make
 from ustack.core.recvmsg cimport tcp_recvmsg
 from ustack.core.sendmsg cimport tcp_sendmsg
-from ustack.core.sock cimport sk_at
+from ustack.core.access cimport sk_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
     SF_DEAD, SF_IN_READY, SF_NOSPACE, SF_NO_RINGS, TCP_NAGLE_OFF, tcb_t,

@@ -1,227 +1,41 @@
-# Sockets as objects: accessors, allocation, state changes, wake-ups, timers, the end of a socket (layer 6).
+# Sockets as objects: allocation, state changes, timers, bind buckets, the end of a socket (layer 6).
 #
 # The lowest layer that acts on a tcb_t. Linux counterparts: tcp_init_sock, tcp_set_state, tcp_done, inet_csk_destroy_sock,
-# sk_data_ready / sk_write_space / sk_state_change / sk_error_report, inet_csk_reset_xmit_timer. Invariants:
+# inet_csk_reset_xmit_timer. Invariants:
 # - sk.state changes only through sk_set_state (CurrEstab, EstabResets and the hash follow it);
 # - a socket whose user is gone (SF_DEAD) is freed by sk_destroy, once it is in CLOSE;
 # - ring memory is never freed here, it goes to the garbage list: a frame may still point into it.
 
-from libc.stdlib cimport realloc
-from libc.string cimport memcmp, memcpy, memset
-
 from ustack.core.types cimport (
-    DROP_NONE, E_MSGSIZE, KIND_TCB, KIND_TW, NS_NEVER, NS_PER_SEC, REF_MASK, REF_SHIFT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED,
-    TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, TM_COMPACK, TM_DELACK, TM_KEEP, TM_PACE, TM_RETRANS, TM_WAITER, flow_t, idx_t,
-    int64_t, ns_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    KIND_TCB, NS_PER_SEC, REF_SHIFT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_SYN_RECV, TCP_SYN_SENT, TM_COMPACK, TM_DELACK, TM_KEEP,
+    TM_PACE, TM_RETRANS, flow_t, idx_t, ns_t, ref_t, seg_t, uint32_t, uint64_t, uint8_t,
+)
+from ustack.core.access cimport (
+    ext_at, grp_at, lst_at, ref_idx, ref_kind, ref_of, rr_at, sk_at, sk_fport, sk_handle, sk_los, sk_los_put, sk_lport, sk_opt, sk_set_cc,
+    sr_at, tw_at,
 )
 from ustack.core.connhook cimport connhook_state
 from ustack.core.ehash cimport ehash_remove
 from ustack.core.hooks cimport hooked
-from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen, pool_index
-from ustack.core.records cimport (
-    WT_TIMEDOUT, WT_WOKEN, bindb_t, group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, waiter_t,
-)
-from ustack.core.ring cimport ring_free, ring_release
+from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen
+from ustack.core.records cimport WT_WOKEN, bindb_t, group_t, listener_t, reqext_t, tw_t
+from ustack.core.ring cimport ring_release
 from ustack.core.rtt cimport minmax_reset
 from ustack.core.skmem cimport sk_mem_uncharge
-from ustack.core.state cimport EV_LOG, EV_STATE, LOG_RING, RINGS_KEPT, engine_t, event_t, metrics_t
-from ustack.core.stats cimport (
-    MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, MIB_TcpExtTCPFastOpenBlackhole, drop_inc,
-    mib_dec, mib_inc,
-)
+from ustack.core.state cimport EV_STATE, RINGS_KEPT, engine_t, event_t
+from ustack.core.stats cimport MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, MIB_TcpExtTCPFastOpenBlackhole, mib_dec, mib_inc
 from ustack.core.tcb cimport (
-    CA_EXT_WORDS, CA_PRIV_WORDS, CC_BBR, ICSK_TIME_NONE, RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_IN_EHASH,
-    SF_IN_READY, SOCK_BINDPORT_LOCK, SOCK_CONNECT_BIND, SS_UNCONNECTED, TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, sklos_t, skopt_t,
-    tcb_t,
+    ICSK_TIME_NONE, SF_ACCEPTED, SF_DEAD, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK, SOCK_CONNECT_BIND, SS_UNCONNECTED,
+    TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, sklos_t, skopt_t, tcb_t,
 )
-from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
+from ustack.core.wake cimport ev_push, garbage_put, sk_state_change, waiter_finish
+from ustack.core.wheel cimport wheel_arm, wheel_disarm
+
 
 cdef enum:
-    POLLIN = 0x001
-    POLLPRI = 0x002
-    POLLOUT = 0x004
-    POLLERR = 0x008
-    POLLHUP = 0x010
-    POLLNVAL = 0x020
-    POLLRDNORM = 0x040
-    POLLRDBAND = 0x080
-    POLLWRNORM = 0x100
-    POLLWRBAND = 0x200
-    POLLRDHUP = 0x2000
-    WAKE_READ = 0x0c3           # IN PRI RDNORM RDBAND
-    WAKE_WRITE = 0x304          # OUT WRNORM WRBAND
-    WAKE_ALL = 0xffff
     SHUTDOWN_MASK = 3
-    LOG_BURST = 10              # net_ratelimit: so many log lines ...
-    LOG_INTERVAL_S = 5          # ... in so many seconds
     KEPT_ONE = 0x8000           # bytes of empty rings that one socket may keep
     KEPT_BYTES = 0x80000        # ... and all together
-
-
-# ---- accessors ---------------------------------------------------------------------------------------------------------------
-cdef inline tcb_t* sk_at(engine_t* e, idx_t i) noexcept nogil:
-    return <tcb_t*> pool_at(&e.tcb, i)
-
-
-cdef inline srec_t* sr_at(engine_t* e, idx_t i) noexcept nogil:
-    return <srec_t*> pool_at(&e.srec, i)
-
-
-cdef inline rrec_t* rr_at(engine_t* e, idx_t i) noexcept nogil:
-    return <rrec_t*> pool_at(&e.rrec, i)
-
-
-cdef inline req_t* req_at(engine_t* e, idx_t i) noexcept nogil:
-    return <req_t*> pool_at(&e.req, i)
-
-
-cdef inline tw_t* tw_at(engine_t* e, idx_t i) noexcept nogil:
-    return <tw_t*> pool_at(&e.tw, i)
-
-
-cdef inline listener_t* lst_at(engine_t* e, idx_t i) noexcept nogil:
-    return <listener_t*> pool_at(&e.lst, i)
-
-
-cdef inline group_t* grp_at(engine_t* e, idx_t i) noexcept nogil:
-    return <group_t*> pool_at(&e.grp, i)
-
-
-cdef inline reqext_t* ext_at(engine_t* e, idx_t i) noexcept nogil:
-    return <reqext_t*> pool_at(&e.ext, i)
-
-
-cdef inline waiter_t* wait_at(engine_t* e, idx_t i) noexcept nogil:
-    return <waiter_t*> pool_at(&e.wait, i)
-
-
-cdef inline ref_t ref_of(uint32_t kind, idx_t i) noexcept nogil:
-    return (kind << REF_SHIFT) | i
-
-
-cdef inline uint32_t ref_kind(ref_t r) noexcept nogil:
-    return r >> REF_SHIFT
-
-
-cdef inline idx_t ref_idx(ref_t r) noexcept nogil:
-    return r & REF_MASK
-
-
-cdef inline uint64_t sk_handle(engine_t* e, tcb_t* sk) noexcept nogil:
-    """What leaves the engine: index and generation."""
-    return <uint64_t> sk.idx | (<uint64_t> pool_gen(&e.tcb, sk.idx) << 32)
-
-
-cdef inline uint16_t sk_lport(tcb_t* sk) noexcept nogil:
-    return <uint16_t> (sk.en.ports >> 16)
-
-
-cdef inline uint16_t sk_fport(tcb_t* sk) noexcept nogil:
-    return <uint16_t> (sk.en.ports & 0xffff)
-
-
-cdef inline void sk_set_ports(tcb_t* sk, uint16_t lport, uint16_t fport) noexcept nogil:
-    sk.en.ports = (<uint32_t> lport << 16) | fport
-
-
-# ---- records that few sockets have (tcb.pxd) -----------------------------------------------------------------------------------
-cdef inline void skopt_defaults(skopt_t* o) noexcept nogil:
-    memset(o, 0, sizeof(skopt_t))
-    o.rcvtimeo = NS_NEVER
-    o.sndtimeo = NS_NEVER
-    o.max_pacing_rate = <uint64_t> -1
-    o.rcvlowat = 1
-
-
-cdef inline skopt_t* sk_opt(engine_t* e, tcb_t* sk) noexcept nogil:
-    """The socket's own options record, to write to; taken with the defaults at the first use. There are as many as sockets."""
-    cdef idx_t i
-    cdef skopt_t* o
-    if sk.opt.idx == 0:
-        i = pool_alloc(&e.opt)
-        o = <skopt_t*> pool_at(&e.opt, i)
-        o[0] = sk.opt[0]
-        o.idx = i
-        sk.opt = o
-    return <skopt_t*> sk.opt
-
-
-cdef inline sklos_t* sk_los(engine_t* e, tcb_t* sk) noexcept nogil:
-    """The socket's own record of what loss and reordering leave behind, to write to."""
-    cdef idx_t i
-    cdef sklos_t* o
-    if sk.los.idx == 0:
-        i = pool_alloc(&e.los)
-        o = <sklos_t*> pool_at(&e.los, i)
-        o.idx = i
-        o.sk = sk.idx
-        sk.los = o
-    return <sklos_t*> sk.los
-
-
-cdef inline void sk_los_put(engine_t* e, tcb_t* sk) noexcept nogil:
-    """Give it back; its timers are off."""
-    if sk.los.idx:
-        pool_free(&e.los, sk.los.idx)
-        sk.los = <sklos_t*> pool_at(&e.los, 0)
-
-
-cdef inline tcb_t* sk_of_los(engine_t* e, idx_t i) noexcept nogil:
-    return sk_at(e, (<sklos_t*> pool_at(&e.los, i)).sk)
-
-
-cdef inline void sk_opt_inherit(engine_t* e, tcb_t* child, const tcb_t* lsk) noexcept nogil:
-    """What was set on a listener, on its child. Costs nothing if it is all as by default."""
-    cdef skopt_t* o
-    cdef size_t head = <size_t> (<const uint8_t*> &lsk.opt.errq_head - <const uint8_t*> &lsk.opt.uid)
-    if lsk.opt.idx == 0 or memcmp(&lsk.opt.uid, &child.opt.uid, head) == 0:
-        return
-    o = sk_opt(e, child)
-    memcpy(&o.uid, &lsk.opt.uid, head)
-
-
-cdef inline uint64_t* sk_ca(tcb_t* sk) noexcept nogil:
-    """Private state of the socket's congestion control: CA_PRIV_WORDS words, or CA_EXT_WORDS of those that take a record."""
-    return <uint64_t*> sk.ca_priv[0] if sk.cc >= CC_BBR else sk.ca_priv
-
-
-cdef inline void sk_ca_clear(tcb_t* sk) noexcept nogil:
-    memset(sk_ca(sk), 0, (CA_EXT_WORDS if sk.cc >= CC_BBR else CA_PRIV_WORDS) * sizeof(uint64_t))
-
-
-ctypedef void (*cc_gone_t)(engine_t*, tcb_t*) noexcept nogil
-
-
-cdef inline void sk_set_cc(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
-    """Change tcb.cc, and the private state with it; the new one is zero. A registered module that still works here is released."""
-    if sk.ca_initialized and e.cc_gone != NULL:
-        (<cc_gone_t> e.cc_gone)(e, sk)
-    if sk.cc >= CC_BBR:
-        pool_free(&e.ca, pool_index(&e.ca, <void*> sk.ca_priv[0]))
-    sk.cc = cc
-    memset(sk.ca_priv, 0, CA_PRIV_WORDS * sizeof(uint64_t))
-    if cc >= CC_BBR:
-        sk.ca_priv[0] = <uint64_t> pool_at(&e.ca, pool_alloc(&e.ca))
-
-
-# ---- clocks derived from e.now -----------------------------------------------------------------------------------------------
-cdef inline ns_t jiffies_up(engine_t* e, ns_t d) noexcept nogil:
-    """A duration rounded up to the tick, as usecs_to_jiffies does."""
-    return ((d + e.tick - 1) // e.tick) * e.tick
-
-
-cdef inline uint64_t wall_ns(engine_t* e) noexcept nogil:
-    return <uint64_t> (e.now + e.wall_offset)
-
-
-cdef inline uint32_t tcp_clock_ms(engine_t* e) noexcept nogil:
-    """The 1 kHz TSval clock, without the connection's offset (facts C6)."""
-    return <uint32_t> (wall_ns(e) // 1000000)
-
-
-cdef inline int64_t tcp_clock_s(engine_t* e) noexcept nogil:
-    """Seconds, for ts_recent_stamp; never 0, which means "none" there."""
-    return <int64_t> (wall_ns(e) // 1000000000ULL) + 1
 
 
 # ---- segments in -------------------------------------------------------------------------------------------------------------
@@ -233,166 +47,6 @@ cdef inline void tcp_segs_in(tcb_t* sk, const seg_t* s) noexcept nogil:
     sk.segs_in += n
     if s.len != 0:
         sk.data_segs_in += n
-
-
-# ---- what happened -----------------------------------------------------------------------------------------------------------
-cdef inline event_t* ev_push(engine_t* e, uint16_t kind, uint16_t arg) noexcept nogil:
-    """A zeroed slot of the event ring, or NULL if nobody listens. The oldest event is overwritten and counted as lost."""
-    cdef event_t* ev
-    if e.ev_cap == 0:
-        return NULL
-    if e.ev_n == e.ev_cap:
-        e.ev_head = (e.ev_head + 1) % e.ev_cap
-        e.ev_n -= 1
-        e.ev_lost += 1
-    ev = &e.ev[(e.ev_head + e.ev_n) % e.ev_cap]
-    e.ev_n += 1
-    memset(ev, 0, sizeof(event_t))
-    ev.at = e.now
-    ev.kind = kind
-    ev.arg = arg
-    return ev
-
-
-cdef inline event_t* log_push(engine_t* e, uint16_t line) noexcept nogil:
-    """A zeroed log line (LOG_*), or NULL: too many of late, or the driver has not fetched the last ones. Linux: net_ratelimit."""
-    cdef event_t* ev
-    if e.log_count == 0 or e.now - e.log_epoch > LOG_INTERVAL_S * NS_PER_SEC:
-        e.log_epoch = e.now
-        e.log_count = 0
-    if e.log_count == LOG_BURST or e.log_n == LOG_RING:
-        e.log_lost += 1
-        return NULL
-    e.log_count += 1
-    ev = &e.log[e.log_n]
-    e.log_n += 1
-    memset(ev, 0, sizeof(event_t))
-    ev.at = e.now
-    ev.kind = EV_LOG
-    ev.arg = line
-    return ev
-
-
-cdef inline void log_done(engine_t* e, const event_t* line) noexcept nogil:
-    """The line is filled in: those who listen to events get it too."""
-    cdef event_t* ev = ev_push(e, EV_LOG, line.arg)
-    if ev != NULL:
-        ev[0] = line[0]
-
-
-cdef inline void garbage_put(engine_t* e, void* p) noexcept nogil:
-    """Free p later: after the driver has written out every frame that may point into it."""
-    cdef void** grown
-    cdef uint32_t cap
-    if p == NULL:
-        return
-    if e.garbage_n == e.garbage_cap:
-        cap = e.garbage_cap * 2 if e.garbage_cap else 64
-        grown = <void**> realloc(<void*> e.garbage, cap * sizeof(void*))
-        if grown == NULL:
-            return                      # leaks p, which is better than a dangling frame
-        e.garbage = grown
-        e.garbage_cap = cap
-    e.garbage[e.garbage_n] = p
-    e.garbage_n += 1
-
-
-cdef inline void garbage_collect(engine_t* e) noexcept nogil:
-    """Driver thread only, with no frame outstanding."""
-    cdef uint32_t i
-    for i in range(e.garbage_n):
-        ring_free(e.garbage[i])
-    e.garbage_n = 0
-
-
-# ---- wake-ups ----------------------------------------------------------------------------------------------------------------
-cdef inline void waiter_unlink(engine_t* e, waiter_t* w, idx_t i) noexcept nogil:
-    cdef tcb_t* sk
-    if w.sk == 0:
-        return
-    sk = sk_at(e, w.sk)
-    if w.prev:
-        wait_at(e, w.prev).next = w.next
-    else:
-        sk.waiters = w.next
-    if w.next:
-        wait_at(e, w.next).prev = w.prev
-    w.next = 0
-    w.prev = 0
-    w.sk = 0
-    wheel_disarm(&e.wheel, (<uint32_t> TM_WAITER << REF_SHIFT) | i)
-
-
-cdef inline void waiter_finish(engine_t* e, idx_t i, uint8_t state) noexcept nogil:
-    """Take a waiter off its socket and put it on the list the driver looks at."""
-    cdef waiter_t* w = wait_at(e, i)
-    waiter_unlink(e, w, i)
-    w.state = state
-    w.next = e.woken
-    e.woken = i
-
-
-cdef inline void sk_ready_link(engine_t* e, tcb_t* sk) noexcept nogil:
-    if not sk.sflags & SF_IN_READY:
-        sk.sflags |= SF_IN_READY
-        sk.ready_next = e.ready
-        e.ready = sk.idx
-
-
-cdef inline void sk_wake(engine_t* e, tcb_t* sk, uint32_t bits) noexcept nogil:
-    """One wake-up: counted for edge-triggered users; blocked calls that wait for one of bits are released, of exclusive ones one only."""
-    cdef idx_t i
-    cdef idx_t nxt
-    cdef waiter_t* w
-    sk.wake_seq += 1
-    sk.wake_mask |= bits
-    sk_ready_link(e, sk)
-    i = sk.waiters
-    while i:
-        w = wait_at(e, i)
-        nxt = w.next
-        if bits == WAKE_ALL or w.events & bits or bits & (POLLERR | POLLHUP):
-            if w.exclusive and bits != WAKE_ALL:
-                waiter_finish(e, i, WT_WOKEN)
-                return
-            waiter_finish(e, i, WT_WOKEN)
-        i = nxt
-
-
-cdef inline void waiter_timeout(engine_t* e, idx_t i) noexcept nogil:
-    """TM_WAITER fired: the blocked call's time is over."""
-    waiter_finish(e, i, WT_TIMEDOUT)
-
-
-cdef inline void sk_data_ready(engine_t* e, tcb_t* sk) noexcept nogil:
-    sk_wake(e, sk, WAKE_READ)
-
-
-cdef inline void sk_write_space(engine_t* e, tcb_t* sk) noexcept nogil:
-    sk_wake(e, sk, WAKE_WRITE)
-
-
-cdef inline void sk_state_change(engine_t* e, tcb_t* sk) noexcept nogil:
-    sk_wake(e, sk, WAKE_ALL)
-
-
-cdef inline void sk_error_report(engine_t* e, tcb_t* sk) noexcept nogil:
-    sk_wake(e, sk, POLLERR)
-
-
-# ---- send buffer space: what send() tests and poll() reports ---------------------------------------------------------------------
-cdef inline bint sk_stream_memory_free(engine_t* e, tcb_t* sk, int wake) noexcept nogil:
-    """Below sndbuf and, shifted by wake, below the not-sent limit."""
-    cdef uint32_t lowat = sk.opt.notsent_lowat if sk.opt.notsent_lowat else <uint32_t> e.cfg.tcp_notsent_lowat
-    cdef uint64_t notsent = sk.write_seq - sk.snd_nxt
-    if <int64_t> sk.wmem_queued >= sk.sndbuf:
-        return False
-    return (notsent << wake) < lowat
-
-
-cdef inline bint sk_stream_is_writeable(engine_t* e, tcb_t* sk) noexcept nogil:
-    return (<int64_t> sk.sndbuf - <int64_t> sk.wmem_queued >= <int64_t> (sk.wmem_queued >> 1)
-            and sk_stream_memory_free(e, sk, 1))
 
 
 # ---- timers ------------------------------------------------------------------------------------------------------------------

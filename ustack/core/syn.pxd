@@ -15,7 +15,8 @@ from ustack.core.sendq cimport (
     sq_alloc, sq_append, sq_link_after, sq_rtx_head, sq_unlink_free, tcp_chrono_start, tcp_set_tso_segs, tcp_write_queue_purge,
 )
 from ustack.core.seqno cimport u32_min
-from ustack.core.sock cimport ext_at, sk_los, sk_set_cc, sr_at, tcp_reset_xmit_timer
+from ustack.core.access cimport ext_at, sk_los, sk_set_cc, sr_at
+from ustack.core.sock cimport tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpActiveOpens, MIB_TcpExtTCPOrigDataSent, mib_inc
 from ustack.core.tcb cimport (

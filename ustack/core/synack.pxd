@@ -19,7 +19,7 @@ from ustack.core.route cimport (
 )
 from ustack.core.seqno cimport u32_min
 from ustack.core.siphash cimport prng_u64
-from ustack.core.sock cimport ext_at, tcp_clock_ms
+from ustack.core.access cimport ext_at, tcp_clock_ms
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_IpOutNoRoutes, MIB_TcpOutSegs, mib_inc
 from ustack.core.tcb cimport SOCK_RCVBUF_LOCK, tcb_t

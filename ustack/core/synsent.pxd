@@ -27,9 +27,9 @@ from ustack.core.recovery cimport tcp_non_congestion_loss_retransmit, tcp_try_un
 from ustack.core.sack cimport FLAG_SLOWPATH
 from ustack.core.sendq cimport sq_rtx_head, sq_rtx_next
 from ustack.core.seqno cimport after, between, u32_min
-from ustack.core.sock cimport (
-    sk_los, sk_opt, sk_reset_delack, sk_reset_keepalive, sk_set_state, sk_state_change, tcp_clock_ms, tcp_reset_xmit_timer,
-)
+from ustack.core.access cimport sk_los, sk_opt, tcp_clock_ms
+from ustack.core.sock cimport sk_reset_delack, sk_reset_keepalive, sk_set_state, tcp_reset_xmit_timer
+from ustack.core.wake cimport sk_state_change
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtPAWSActive, MIB_TcpExtTCPFastOpenActive, MIB_TcpExtTCPFastOpenActiveFail, mib_inc,

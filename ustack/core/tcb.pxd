@@ -4,7 +4,7 @@
 # Sequence numbers are uint32 modulo 2^32; times are ns_t (0 = never unless said); *_us are microseconds. Plain data: logic lives above.
 #
 # An idle connection costs a tcb_t and nothing else. What few connections have stands in three records of other pools,
-# taken when first written to (sock.pxd: sk_opt, sk_los, sk_set_cc):
+# taken when first written to (access.pxd: sk_opt, sk_los, sk_set_cc):
 # - skopt_t, what the user set away from the defaults, error queue, Fast Open, saved SYN;
 # - sklos_t, what loss, reordering, compressed ACKs, pacing and MTU probes leave behind;
 # - 112 bytes for a congestion control that needs more than ca_priv (BBR, CC_USER).
@@ -117,7 +117,7 @@ cdef enum:
     CA_PRIV_WORDS = 8           # private state of the congestion control in the socket
     CA_EXT_WORDS = 14           # ... of those that take a record for it
 
-cdef struct skopt_t:            # slot 0 of its pool holds the defaults (sock.pxd: skopt_defaults)
+cdef struct skopt_t:            # slot 0 of its pool holds the defaults (access.pxd: skopt_defaults)
     idx_t idx                   # own index, 0 in the defaults
     # inherited from a listener, up to notsent_lowat
     uint32_t uid
@@ -342,7 +342,7 @@ cdef struct tcb_t:
     uint8_t pacing_needed       # sk_pacing_status: asked for by bbr or SO_MAX_PACING_RATE
     uint8_t svc                 # SVC_*: the engine serves this socket itself (service.pxd)
     uint8_t sock_state          # SS_*
-    uint64_t ca_priv[CA_PRIV_WORDS]     # BBR and CC_USER: [0] is the address of their record (sock.pxd: sk_ca)
+    uint64_t ca_priv[CA_PRIV_WORDS]     # BBR and CC_USER: [0] is the address of their record (access.pxd: sk_ca)
     # congestion and recovery
     ns_t snd_cwnd_stamp
     ns_t retrans_stamp          # first retransmission of this episode; 0 = none

@@ -11,7 +11,7 @@ from ustack.core.cwnd cimport jiffies_at, tcp_jiffies32
 from ustack.core.records cimport listener_t
 from ustack.core.rtt cimport minmax_get
 from ustack.core.seqno cimport i64_min
-from ustack.core.sock cimport lst_at
+from ustack.core.access cimport lst_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
     CHRONO_BUSY, CHRONO_RWND_LIMITED, CHRONO_SNDBUF_LIMITED, CHRONO_UNSPEC, TCP_ECN_OK, TCP_ECN_SEEN, tcb_t,

@@ -21,7 +21,9 @@ from ustack.core.sendq cimport (
     SOCK_MIN_SNDBUF, sq_rtx_head, sq_wq_empty, tcp_is_sack, tcp_packets_in_flight, tcp_write_queue_purge,
 )
 from ustack.core.seqno cimport i64_max, i64_min, ilog2_u32
-from ustack.core.sock cimport ext_at, jiffies_up, sk_error_report, sk_los, sk_reset_keepalive, sr_at, tcp_done, tcp_reset_xmit_timer
+from ustack.core.access cimport ext_at, jiffies_up, sk_los, sr_at
+from ustack.core.sock cimport sk_reset_keepalive, tcp_done, tcp_reset_xmit_timer
+from ustack.core.wake cimport sk_error_report
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtTCPAbortOnMemory, MIB_TcpExtTCPAbortOnTimeout, MIB_TcpExtTCPKeepAlive, MIB_TcpExtTCPLossFailures,

@@ -13,7 +13,8 @@ from ustack.core.paws cimport tcp_in_window, tcp_oow_rate_limited, tcp_paws_reje
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport tw_t
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport bind_put_tw, ref_of, tcp_clock_ms, tcp_clock_s, tcp_done, tw_at
+from ustack.core.access cimport ref_of, tcp_clock_ms, tcp_clock_s, tw_at
+from ustack.core.sock cimport bind_put_tw, tcp_done
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtPAWSTimewait, MIB_TcpExtTCPACKSkippedFinWait2, MIB_TcpExtTCPACKSkippedTimeWait, MIB_TcpExtTCPTimeWaitOverflow,

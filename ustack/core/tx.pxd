@@ -17,7 +17,7 @@ from ustack.core.cksum cimport csum_add, csum_fold, csum_pseudo
 from ustack.core.records cimport TXF_CSUM_PARTIAL, txframe_t
 from ustack.core.ring cimport ring_free
 from ustack.core.seqno cimport u32_max, u32_min
-from ustack.core.sock cimport garbage_put
+from ustack.core.wake cimport garbage_put
 from ustack.core.state cimport engine_t
 from ustack.core.types cimport E_NOMEM, TH_CWR, TH_FIN, TH_PSH, idx_t, uint8_t, uint16_t, uint32_t
 from ustack.core.wire cimport get16, get32, put16, put32, wire_ip_csum_set

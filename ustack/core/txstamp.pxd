@@ -8,7 +8,7 @@ from ustack.core.errq cimport SO_EE_ORIGIN_TIMESTAMPING, errq_put
 from ustack.core.records cimport srec_t
 from ustack.core.sendq cimport sq_wq_tail
 from ustack.core.seqno cimport before
-from ustack.core.sock cimport sr_at
+from ustack.core.access cimport sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport idx_t, uint8_t, uint32_t

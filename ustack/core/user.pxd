@@ -27,11 +27,14 @@ from ustack.core.route cimport route_is_bindable
 from ustack.core.rtt cimport minmax_reset
 from ustack.core.seqno cimport before
 from ustack.core.sendq cimport tcp_write_queue_purge
+from ustack.core.access cimport ext_at, lst_at, sk_at, sk_fport, sk_handle, sk_los_put, sk_lport, sk_opt, sk_set_ports, wait_at
 from ustack.core.sock cimport (
-    POLLERR, POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, POLLRDNORM, POLLWRNORM, SHUTDOWN_MASK, ext_at, fastopen_remove, lst_at,
-    sk_alloc, sk_at, sk_destroy, sk_error_report, sk_fport, sk_handle, sk_los_put, sk_lport, sk_opt, sk_orphan, sk_reset_keepalive,
-    sk_set_ports, sk_set_state, sk_state_change, sk_stream_is_writeable, tcp_clear_xmit_timers,
-    tcp_fastopen_active_disable_ofo_check, wait_at, waiter_unlink,
+    SHUTDOWN_MASK, fastopen_remove, sk_alloc, sk_destroy, sk_orphan, sk_reset_keepalive, sk_set_state, tcp_clear_xmit_timers,
+    tcp_fastopen_active_disable_ofo_check,
+)
+from ustack.core.wake cimport (
+    POLLERR, POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, POLLRDNORM, POLLWRNORM, sk_error_report, sk_state_change, sk_stream_is_writeable,
+    waiter_unlink,
 )
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (

@@ -20,7 +20,8 @@ from ustack.core.paws cimport tcp_oow_rate_limited, tcp_paws_check
 from ustack.core.rcvfin cimport tcp_reset
 from ustack.core.rcvwin cimport tcp_receive_window
 from ustack.core.seqno cimport after, before
-from ustack.core.sock cimport sk_los, tcp_clock_s, tcp_fastopen_active_disable
+from ustack.core.access cimport sk_los, tcp_clock_s
+from ustack.core.sock cimport tcp_fastopen_active_disable
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
     MIB_TcpExtBeyondWindow, MIB_TcpExtDelayedACKLost, MIB_TcpExtPAWSEstab, MIB_TcpExtPAWSOldAck,

@@ -17,7 +17,7 @@ from ustack.core.sendq cimport (
     tcp_chrono_stop, tcp_is_sack, tcp_packets_in_flight, tcp_set_tso_segs, tcp_urg_mode, tcp_wnd_end,
 )
 from ustack.core.seqno cimport after, i64_min, u32_max, u32_min
-from ustack.core.sock cimport jiffies_up, sk_los, sr_at
+from ustack.core.access cimport jiffies_up, sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPOrigDataSent, mib_add
 from ustack.core.tcb cimport (

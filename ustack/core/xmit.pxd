@@ -24,9 +24,8 @@ from ustack.core.ring cimport ring_ranges
 from ustack.core.route cimport RT_LOCAL, sk_advmss, sk_dont_fragment, sk_route, sk_rt
 from ustack.core.sendq cimport sq_ts_to_tail, sr_payload_seq, tcp_packets_in_flight, tcp_urg_mode, tcp_wnd_end
 from ustack.core.seqno cimport after, before, u32_min
-from ustack.core.sock cimport (
-    ext_at, jiffies_up, sk_clear_delack, sk_compack_id, sk_fport, sk_los, sk_lport, sk_opt, sk_pace_id, sr_at, tcp_reset_xmit_timer,
-)
+from ustack.core.access cimport ext_at, jiffies_up, sk_fport, sk_los, sk_lport, sk_opt, sr_at
+from ustack.core.sock cimport sk_clear_delack, sk_compack_id, sk_pace_id, tcp_reset_xmit_timer
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport (
     MIB_IpOutNoRoutes, MIB_TcpExtTCPAbortFailed, MIB_TcpExtTCPAckCompressed, MIB_TcpOutRsts, MIB_TcpOutSegs, mib_add, mib_inc,
