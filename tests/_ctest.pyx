@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+cimport ustack.core.access as access
 cimport ustack.core.cc as cc
 cimport ustack.core.cc_bbr as bbr
 cimport ustack.core.cc_cubic as cub

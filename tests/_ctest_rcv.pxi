@@ -54,7 +54,7 @@ cdef class RcvBed:
         self.isn = wi.get32(&self.e.tx[0].hdr[24])
         self.segment(1, b"")
         assert user.user_accept(self.e, lsk, &child) == 0
-        self.sk = sock.sk_at(self.e, child)
+        self.sk = access.sk_at(self.e, child)
         self.sk.sflags |= 0x200
         eng.engine_tx_done(self.e)
 
@@ -146,7 +146,7 @@ cdef class RcvBed:
         cdef rec.rrec_t* r
         cdef list out = []
         while i:
-            r = sock.rr_at(self.e, i)
+            r = access.rr_at(self.e, i)
             out.append((r.seq - <uint32_t> RCV_PEER_ISN, r.end_seq - <uint32_t> RCV_PEER_ISN, r.truesize))
             i = r.next
         return out
@@ -155,7 +155,7 @@ cdef class RcvBed:
         cdef rec.rrec_t* r
         if i == 0:
             return 0
-        r = sock.rr_at(self.e, i)
+        r = access.rr_at(self.e, i)
         for child in (r.left, r.right):
             assert child == 0 or ofot.ofo_prio_(child) <= ofot.ofo_prio_(i), "heap order of the tree"
         self.tree(r.left, out)
@@ -177,12 +177,12 @@ cdef class RcvBed:
             i = head
             prev = 0
             while i:
-                r = sock.rr_at(self.e, i)
+                r = access.rr_at(self.e, i)
                 assert r.prev == prev, "list backward"
                 total += r.truesize
                 assert sq.before(r.seq, r.end_seq), "empty record"
                 if prev and head == k.ofo_head:         # the receive queue is in order of arrival
-                    assert sq.before(sock.rr_at(self.e, prev).seq, r.seq), "list order"
+                    assert sq.before(access.rr_at(self.e, prev).seq, r.seq), "list order"
                 prev = i
                 i = r.next
             assert prev == tail, "tail"
@@ -190,16 +190,16 @@ cdef class RcvBed:
         i = k.ofo_head
         while i:
             order.append(i)
-            assert sq.after(sock.rr_at(self.e, i).seq, k.rcv_nxt), "out-of-order record at or before rcv_nxt"
-            i = sock.rr_at(self.e, i).next
+            assert sq.after(access.rr_at(self.e, i).seq, k.rcv_nxt), "out-of-order record at or before rcv_nxt"
+            i = access.rr_at(self.e, i).next
         seen = []
         self.tree(k.los.ofo_root, seen)
         assert seen == order, "tree and list differ"
         if k.rq_tail:
-            assert sock.rr_at(self.e, k.rq_tail).end_seq == k.rcv_nxt, "queue does not end at rcv_nxt"
+            assert access.rr_at(self.e, k.rq_tail).end_seq == k.rcv_nxt, "queue does not end at rcv_nxt"
             end = k.rcv_nxt
         if k.ofo_head:
-            end = sock.rr_at(self.e, k.los.ofo_tail).end_seq
+            end = access.rr_at(self.e, k.los.ofo_tail).end_seq
         if end:
             assert end - k.copied_seq <= k.rcv.size + 1, "ring too small"
         elif k.rq_head == 0:
