@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,7 @@ def test_small_buffers_stay_with_the_few_sockets_used_last() -> None:
     assert _fastpath.buffer_bytes(a) == _fastpath.buffer_bytes(b) == 0
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer's shadow is resident too")
 def test_the_resident_set() -> None:
     """As the system sees it. The half-open entries are just so many that the hash table has spread over all its buckets."""
     script = TOP / "scripts" / "bench" / "memory"

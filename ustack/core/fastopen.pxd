@@ -83,7 +83,9 @@ cdef inline const uint8_t* fastopen_key_(engine_t* e, const listener_t* l, bint 
     if l.fo_key_set:
         if not backup:
             return &l.fo_key[0]
-        return &l.fo_backup[0] if l.fo_has_backup else NULL
+        if not l.fo_has_backup:
+            return NULL
+        return &l.fo_backup[0]
     if not e.fo_key_set or (backup and not e.fo_has_backup):
         return NULL
     return &e.fo_backup[0] if backup else &e.fo_key[0]
