@@ -47,6 +47,6 @@ build() {
   if [ -z "$so" ] || [ -n "$(find "$top/ustack" "$top/tests" "$top/setup.py" \( -name '*.py[xi]' -o -name '*.p[x][di]' -o -name setup.py \) -newer "$so" -print -quit)" ] ||
     { [ -n "${USTACK_CTEST:-}" ] && ! ls "$top"/tests/_ctest*.so >/dev/null 2>&1; } ||
     { [ -n "${USTACK_BENCH:-}" ] && ! ls "$top"/tests/_cbench*.so >/dev/null 2>&1; }; then
-    (cd "$top" && .venv/bin/python setup.py -q build_ext --inplace)
+    (cd "$top" && .venv/bin/python setup.py -q build_ext --inplace -j 2)
   fi
 }
