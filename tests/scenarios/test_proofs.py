@@ -13,6 +13,7 @@ TOP = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)
 def test_a_sample_of_mutants_is_found() -> None:
     words = [sys.executable, str(TOP / "scripts" / "mutants"), "--count", "10", "--seed", "5"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=1500)
@@ -21,15 +22,20 @@ def test_a_sample_of_mutants_is_found() -> None:
 
 @pytest.mark.root
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_flood_fills_the_queue_as_the_kernels() -> None:
-    """What does not hang on the instant at which a timer fires (docs/linux-parity.md)."""
+    """Curve, goodput and counters are the kernel's when the SYN-ACK timers end with its wheel's slots (docs/linux-parity.md)."""
     done = subprocess.run([sys.executable, str(TOP / "scripts" / "flood_compare"), "--json"], capture_output=True, text=True, timeout=240)
-    if done.returncode not in (0, 1) or not done.stdout:
+    if not done.stdout:
         pytest.skip(f"no kernel to compare with: {done.stderr[-300:]}")
-    runs = json.loads(done.stdout)["runs"]
-    for sides in runs.values():
-        for side in sides.values():
-            assert max(n for _, n in side["curve"]) == 129
-    for side in runs["1"].values():
-        assert side["served"] == side["opened"] == side["first_try"]
-    assert runs["0"]["ustack"]["served"] <= 0.2 * runs["0"]["ustack"]["opened"]
+    found = json.loads(done.stdout)
+    assert found["faults"] == []
+    assert done.returncode == 0
+    for cookies, runs in found["runs"].items():
+        for run in runs.values():
+            assert max(n for _, n in run["curve"]) == 129
+            if cookies == "1":
+                assert run["served"] == run["opened"] == run["first_try"]
+    for dips in found["dips"].values():
+        assert [48 <= n <= 65 for _, n in dips["kernel"]] == [48 <= n <= 65 for _, n in dips["slots"]] == [True]    # 129 to 64, and SYNs since
+        assert dips["exact"] == []
