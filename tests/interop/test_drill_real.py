@@ -33,11 +33,13 @@ def passes(paths: list[str], *words: str) -> list[str]:
 
 
 @pytest.mark.root
+@pytest.mark.slow
 def test_a_sample_holds_on_ustack_in_real_time() -> None:
     assert passes(SCRIPTS[::4], "--time", "real") == []
 
 
 @pytest.mark.root
+@pytest.mark.slow
 def test_a_sample_holds_on_the_kernel() -> None:
     assert passes(SCRIPTS[1::4], "--kernel") == []
 

@@ -114,6 +114,7 @@ def _live(*prefixes: str) -> list[str]:
 
 
 @pytest.mark.root
+@pytest.mark.slow
 def test_against_the_live_kernel_loss() -> None:
     assert not _live("cc-cubic-loss", "cc-reno-loss")
 

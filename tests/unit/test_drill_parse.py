@@ -221,3 +221,9 @@ def test_mistake_after_a_replaced_word_points_at_the_original() -> None:
     with pytest.raises(ScriptSyntaxError) as caught:
         parse_text(HEAD + "+0 f(NAME, ?) = 0", defines={"NAME": "a_very_long_replacement"})
     assert caught.value.pos == nodes.Pos(2, 12)
+
+
+@pytest.mark.parametrize("text", ["\v", "\f", "\x1c", "\u00a0"])
+def test_white_space_that_the_language_does_not_know_is_named(text):
+    with pytest.raises(ScriptSyntaxError, match="unexpected"):
+        parse_text(text)

@@ -425,7 +425,8 @@ def _explain(error: UnexpectedInput, source: Source) -> str:
         wanted = set(error.accepts or error.expected)
     else:
         assert isinstance(error, UnexpectedCharacters)
-        found = repr(source.text[error.pos_in_stream:].split(None, 1)[0][:20])
+        word = re.match(r"\S+|.", source.text[error.pos_in_stream:], re.DOTALL)
+        found = repr(word[0][:20] if word else "")
         wanted = set(error.allowed or ())
     words = sorted(_TERMINAL_WORDS.get(w, repr(w.lower())) for w in wanted if w not in ("WS", "COMMENT"))
     return f"unexpected {found}; expected {' or '.join(words[:8])}{' ...' if len(words) > 8 else ''}"
