@@ -39,6 +39,14 @@ def in_real_time(path: Path) -> bool:
     return path.is_relative_to(TESTS) and not REAL_TIME.isdisjoint(path.relative_to(TESTS).parts)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A machine that is busy with something else comes late: what talks to something real is tried up to three times, the summary counts the
+    reruns. In virtual time nothing is late and nothing is tried again."""
+    for item in items:
+        if in_real_time(item.path) or item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.flaky(reruns=2))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Report,
                                                                                            Report]:
