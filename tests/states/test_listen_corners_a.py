@@ -149,10 +149,10 @@ def test_the_childs_syn_ack_agrees_on_what_the_syn_offered() -> None:
 def test_the_syn_acks_round_trip_is_the_childs_first_sample() -> None:
     """E9: only where the SYN-ACK was not repeated (Karn)."""
     with server() as t:
-        t.run(f"0.0 < S 0(5) <mss 1460,fo {GOOD},nop,nop>\n0.0 > S. 0 ack 6\n0.3 < . 6 ack 1 ! taken")
+        t.run(f"0.5 < S 0(5) <mss 1460,fo {GOOD},nop,nop>\n0.5 > S. 0 ack 6\n0.8 < . 6 ack 1 ! taken")
         conn, _ = t.listener.accept()
         assert struct.unpack_from("<I", conn.getsockopt(6, TCP_INFO, 280), 68)[0] == 300_000     # tcpi_rtt
-        t.line("0.4 < R 6")
+        t.line("0.9 < R 6")
 
 
 # ---- Fast Open slots -------------------------------------------------------------------------------------------------------------------
@@ -176,6 +176,38 @@ def test_each_held_slot_has_its_own_end() -> None:
         t.run("70.5 1003 < R 6\n70.5 1005 < R 6")
         for conn, _ in keep:
             conn.close()
+
+
+def held(t: Testbed, at: str, port: int, keep: list[Any]) -> None:
+    """A Fast Open child that is accepted and reset at once: its slot is held."""
+    t.run(f"{at} {port} < S 0(5) {fo()}\n{at} {port} > S. 0 ack 6")
+    keep.append(t.listener.accept())
+    t.line(f"{at} {port} < R 6")
+
+
+def test_a_slot_is_held_again_and_again() -> None:
+    """I12: the list of held slots is empty in between."""
+    with server(1) as t:
+        keep: list[Any] = []
+        for n in range(3):
+            held(t, f"{60 * n}.0", 1000 + n, keep)
+            assert t.stack.nstat().get("TcpExtTCPFastOpenListenOverflow", 0) == 0
+        t.run(f"179.9 1009 < S 0(5) {fo()}\n179.9 1009 > S. 0 ack 1\n179.9 1009 < R 1")
+        assert t.stack.nstat()["TcpExtTCPFastOpenListenOverflow"] == 1
+
+
+def test_a_slot_is_held_behind_another() -> None:
+    """I12: first held, first given away, whatever came in between."""
+    with server(2) as t:
+        keep: list[Any] = []
+        held(t, "0.0", 1000, keep)
+        held(t, "10.0", 1001, keep)
+        held(t, "60.0", 1002, keep)
+        held(t, "70.0", 1003, keep)
+        held(t, "120.0", 1004, keep)
+        assert t.stack.nstat().get("TcpExtTCPFastOpenListenOverflow", 0) == 0
+        t.run(f"129.9 1009 < S 0(5) {fo()}\n129.9 1009 > S. 0 ack 1\n129.9 1009 < R 1")
+        assert t.stack.nstat()["TcpExtTCPFastOpenListenOverflow"] == 1
 
 
 def test_as_many_children_in_syn_recv_as_the_queue_is_long() -> None:
@@ -209,6 +241,31 @@ def test_tos_of_the_answer_and_the_child(cookies: int, reflect: int, syn: int, l
         assert conn.getsockopt(0, IP_TOS) == kept
         conn.send(b"x")
         t.run(f"0.1 > P. 1(1) ack 1 tos {kept}\n0.2 < R 1")
+
+
+def test_reflection_is_decided_at_each_syn_ack() -> None:
+    """C11: tcp_reflect_tos counts when a SYN-ACK is sent; what is kept of the SYN for another end does not change the TOS."""
+    with Testbed(sysctl={REFLECT: 1}) as t:
+        t.listener.setsockopt(0, IP_TOS, 0x10)
+        t.listener.setsockopt(6, SAVE_SYN, 1)
+        t.run(f"0.0 < S 0 tos 0x10 {LINUX}\n0.0 > S. 0 ack 1 tos 0x10")
+        t.run(f"0.0 1001 < S 0 tos 0x48 {LINUX}\n0.0 1001 > S. 0 ack 1 tos 0x48")
+        t.stack.sysctl[REFLECT] = 0
+        t.run("1.0 > S. 0 ack 1 tos 0x10\n1.0 1001 > S. 0 ack 1 tos 0x10")
+        t.run("1.1 < R 1\n1.1 1001 < R 1")
+
+
+@pytest.mark.parametrize(("echo", "good"), [(127_000, True), (127_001, False), (0, True), (63_000, True), (-1, False)])
+def test_the_echo_of_any_syn_ack_is_good_however_long_it_took(echo: int, good: bool) -> None:
+    """E5: TSecr from the first to the last TSval, 127 s apart here."""
+    with Testbed(sysctl={"net.ipv4.tcp_synack_retries": 9}) as t:
+        t.run(f"0.0 < S 0 {LINUX}\n0.0 > S. 0 ack 1")
+        for at in (1, 3, 7, 15, 31, 63, 127):
+            t.line(f"{at}.0 > S. 0 ack 1 <mss 1460,sackOK,TS {1000 * at} 1000,nop,ws 10>")
+        t.line(f"128.0 < . 1 ack 1 <nop,nop,TS 1001 {echo}>")
+        assert len(t.rows("ESTAB")) == good
+        t.swallow()
+        t.line("129.0 < R 1")
 
 
 def test_a_cookies_child_takes_the_ip_options_of_the_ack() -> None:
@@ -417,6 +474,20 @@ def test_the_window_of_a_fast_open_syn() -> None:
         conn, _ = t.listener.accept()
         conn.send(b"x" * 6000)
         t.run("0.0 > . 1(1448) ack 6\n0.0 > P. 1449(1448) ack 6\n0.1 quiet\n0.1 < R 6")
+
+
+@pytest.mark.parametrize(("route", "segments"), [("initcwnd 3", 3), ("advmss 1460", 10)])
+def test_the_first_window_of_a_fast_open_child(route: str, segments: int) -> None:
+    """I8: the route's initcwnd, 10 without, before the handshake is over."""
+    with server(default_route=False) as t:
+        t.stack.route(f"change 192.0.2.0/24 dev tun0 {route}")
+        t.run(f"0.0 < S 0(5) {fo()}\n0.0 > S. 0 ack 6")
+        conn, _ = t.listener.accept()
+        conn.send(b"x" * 30_000)
+        t.collect()
+        assert [len(p[TCP].payload) for _, p in t.flow(1000).out] == [1448] * segments
+        t.swallow()
+        t.line("0.1 < R 6")
 
 
 def test_the_listener_wakes_up_for_a_fast_open_child() -> None:
