@@ -223,10 +223,15 @@ def test_a_member_that_listens_again_finds_its_requests() -> None:
         again = owners(members)
         t.swallow()
         assert set(again.values()) == {0, 1}
-        for m in members:
-            m.close()
+        t.stack.sysctl["net.ipv4.tcp_migrate_req"] = 0
+        members[0].close()
+        for port in range(2000, 2032):
+            t.connect(port, 2)
+        assert set(owners(members[1:]).values()) == {0} and len(t.stack.queues()) == 1
+        t.swallow()
+        members[1].close()
         for port in range(3000, 3032):
-            t.run(f"2 {port} < S 0 ! NO_SOCKET\n2 {port} > R. =0 ack 1")
+            t.run(f"3 {port} < S 0 ! NO_SOCKET\n3 {port} > R. =0 ack 1")
 
 
 def test_nobody_takes_over_from_a_listener_without_a_group() -> None:
@@ -292,6 +297,17 @@ def test_a_timestamp_ahead_of_the_window_is_not_remembered() -> None:
         t.line("0.2 < P. 1(10) ack 1 <nop,nop,TS 1200 0> ! taken")
         assert t.stack.nstat().get("TcpExtPAWSEstab", 0) == 0
         t.swallow()
+
+
+def test_a_third_ack_with_a_syn_leaves_its_timestamp() -> None:
+    """E1.5, E1.11, J20: with data it makes the child, which refuses the SYN; the challenge echoes the segment's own time."""
+    with Testbed() as t:
+        t.run(f"""
+            0.0 < S 0 {LINUX}
+            0.0 > S. 0 ack 1
+            0.1 < S. 0(5) ack 1 <TS 1500 0>
+            0.1 > . 1 ack 1 <nop,nop,TS 100 1500>
+        """)
 
 
 # ---- cookies (F6) --------------------------------------------------------------------------------------------------------------------

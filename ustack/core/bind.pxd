@@ -270,8 +270,6 @@ cdef inline int group_join(engine_t* e, tcb_t* sk, idx_t li) noexcept nogil:
         if gi == 0:
             return -E_NOBUFS
         g = grp_at(e, gi)
-        g.laddr = sk.rcv_saddr
-        g.lport = sk_lport(sk)
         g.uid = sk.opt.uid
         g.last_overflow = -1
     g = grp_at(e, gi)

@@ -140,8 +140,6 @@ cdef enum:
     GROUP_MAX = 1024
 
 cdef struct group_t:            # SO_REUSEPORT group: members in order of listen()
-    uint32_t laddr
-    uint16_t lport
     uint16_t n
     uint16_t n_closed           # members that no longer listen and whose requests may migrate
     uint32_t uid
