@@ -121,10 +121,11 @@ class Prober:
         time.sleep(0.05)
         self.send({sport: probe(sport, FLOODED, 0x02, "bare", b"") for sport in range(10000, 10001 + BACKLOG[FLOODED])})
 
-    def send(self, packets: dict[int, bytes]) -> dict[int, list[Any]]:
+    def send(self, packets: dict[int, bytes]) -> dict[int, list[bytes]]:
         """The answers to each packet, by its source port: until the last probe, a SYN to the closed port, is reset and 0.05 s pass without more."""
-        answers: dict[int, list[Any]] = {sport: [] for sport in (*packets, LAST)}
-        for packet in (*packets.values(), probe(LAST, CLOSED, 0x02, "bare", b"")):
+        answers: dict[int, list[bytes]] = {sport: [] for sport in (*packets, LAST)}
+        last = probe(LAST, CLOSED, 0x02, "bare", b"")
+        for packet in (*packets.values(), last):
             self._out.sendto(packet, (STACK, 0))
         while True:
             self._in.settimeout(0.05 if answers[LAST] else 5)
@@ -133,21 +134,18 @@ class Prober:
             except TimeoutError:
                 assert answers.pop(LAST), "no answer to the last probe"
                 return answers
-            if where[2] == socket.PACKET_OUTGOING:
-                continue
-            got = IP(data)
-            if got.dst == SCANNER and got.src == STACK and TCP in got and got[TCP].dport in answers:
-                answers[got[TCP].dport].append(got)
+            dport = int.from_bytes(data[22:24], "big")
+            if where[2] != socket.PACKET_OUTGOING and data[9] == socket.IPPROTO_TCP and data[16:20] == last[12:16] and dport in answers:
+                answers[dport].append(data)
 
     def table(self) -> dict[Key, list[str]]:
-        """What each probe gets, port by port."""
-        out = {}
-        for name in PORTS.values():
-            asked = {key: probe for key, probe in probes().items() if key[0] == name}
-            answers = self.send(dict(asked.values()))
-            for key, (sport, _) in asked.items():
-                out[key] = [words(answer) for answer in answers[sport]]
-        return out
+        """What each probe gets. All are sent before any answer is read in full, well before the first timer of a request (1 s)."""
+        asked = probes()
+        answers: dict[int, list[bytes]] = {}
+        self.listen_and_fill()
+        for name in reversed(PORTS.values()):
+            answers |= self.send(dict(packet for key, packet in asked.items() if key[0] == name))
+        return {key: [words(IP(answer)) for answer in answers[sport]] for key, (sport, _) in asked.items()}
 
     def close(self) -> None:
         for sock in (self._out, self._in, *self.clients):
@@ -208,7 +206,6 @@ def test_all_combinations_of_flags(probers: list[Prober], syncookies: int) -> No
     tables = []
     for prober in probers:
         prober.target.sysctl("net.ipv4.tcp_syncookies", syncookies)
-        prober.listen_and_fill()
         tables.append(prober.table())
     ours, theirs = tables
     assert len(ours) == len(PORTS) * 64 * 2 * len(OPTIONS)
