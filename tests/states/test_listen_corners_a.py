@@ -380,6 +380,19 @@ def test_congestion_control_of_a_child(chosen: bytes | None, kept: bytes) -> Non
         t.line("0.1 < R 1")
 
 
+@pytest.mark.parametrize(("level", "name", "value"), [(0, 10, 3), (0, 2, 33), (6, 45, 48_000), (6, 46, 32_000), (6, 1, 1), (1, 9, 1)])
+def test_options_of_the_listener_are_the_childs(level: int, name: int, value: int) -> None:
+    """A12: IP_MTU_DISCOVER, IP_TTL, TCP_RTO_MIN_US, TCP_DELACK_MAX_US, TCP_NODELAY, SO_KEEPALIVE as at the third ACK."""
+    with Testbed() as t:
+        t.run(f"0.0 < S 0 {LINUX}\n0.0 > S. 0 ack 1")
+        t.listener.setsockopt(level, name, value)
+        t.line("0.1 < . 1 ack 1 <nop,nop,TS 1001 0> ! taken")
+        t.listener.setsockopt(level, name, {33: 44, 3: 2, 1: 0}.get(value, 100_000))
+        conn, _ = t.listener.accept()
+        assert conn.getsockopt(level, name) == value
+        t.line("0.2 < R 1")
+
+
 def test_the_way_back_is_gone_at_the_third_ack() -> None:
     """B9 once more, for the child: no child, counted as a packet without a route and lost at the listener."""
     with Testbed(default_route=False) as t:
