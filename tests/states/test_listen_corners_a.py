@@ -285,6 +285,22 @@ def test_a_cookies_child_takes_the_ip_options_of_the_ack() -> None:
         t.line("0.1 < R 6")
 
 
+def test_a_child_writes_the_time_anew_into_its_ip_options() -> None:
+    """C13, N2: the timestamp that the SYN-ACK echoed stands in each packet of the connection with the time of that packet."""
+    stamp = IPOption(bytes([68, 12, 5, 0]) + bytes(8))
+    with Testbed() as t:
+        t.inject(bytes(IP(src=t.peer, dst=t.server, options=[stamp]) / TCP(sport=1000, dport=80, flags="S", seq=10000, options=[("MSS", 1460)])), 0)
+        t.collect()
+        first = t.flow(1000).out.pop()[1]
+        t.flow(1000).stack_isn = first[TCP].seq
+        t.line("0.5 < P. 1(5) ack 1")
+        t.collect()
+        reply = t.flow(1000).out.pop()[1]
+        then, now = (struct.unpack("!I", bytes(p)[28:32])[0] for p in (first, reply))
+        assert (reply[TCP].ack, now - then) == (10006, 500)
+        t.line("0.6 < R 6")
+
+
 @pytest.mark.parametrize(("sysctl", "at_syn", "at_ack", "ecn"), [
     (0, True, True, True), (0, True, False, False), (2, False, False, True), (0, False, False, False), (0, False, True, False),
 ])
