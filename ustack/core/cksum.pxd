@@ -67,6 +67,13 @@ cdef inline uint64_t csum_add(const uint8_t* p, size_t n, uint64_t sum) noexcept
     return csum_combine(csum_combine(sum, a), csum_combine(b, c))
 
 
+cdef inline uint64_t csum_ip_header(const uint8_t* p, uint32_t n) noexcept nogil:
+    # As csum_add over n bytes, at least 20 and a multiple of 4: too few words for a carry.
+    cdef uint32_t w[5]
+    memcpy(w, p, 20)
+    return csum_add(p + 20, n - 20, <uint64_t>w[0] + w[1] + w[2] + w[3] + w[4]) if n != 20 else <uint64_t>w[0] + w[1] + w[2] + w[3] + w[4]
+
+
 cdef inline uint16_t csum_fold16_(uint64_t sum) noexcept nogil:
     # Folded, not complemented, in memory order.
     sum = (sum & 0xffffffffULL) + (sum >> 32)

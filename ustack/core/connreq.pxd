@@ -32,11 +32,11 @@ from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport (
     RQ_ECN_ECT0, RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_TS_OFF, RQ_WSCALE_OK, listener_t, req_t, reqext_t,
 )
-from ustack.core.route cimport RTAX_FEATURE_ECN, ipv4_is_multicast, is_broadcast, route_lookup, route_result_t
+from ustack.core.route cimport RTAX_FEATURE_ECN, route_lookup, route_result_t
 from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.access cimport lst_at, ref_idx, ref_kind, ref_of, req_at
 from ustack.core.wake cimport log_done, log_push, sk_data_ready
-from ustack.core.state cimport LOG_SYN_FLOOD_COOKIES, LOG_SYN_FLOOD_DROP, LOG_WSCALE_TOO_BIG, engine_t, event_t
+from ustack.core.state cimport LOG_SYN_FLOOD_COOKIES, LOG_SYN_FLOOD_DROP, LOG_WSCALE_TOO_BIG, RTF_LOCAL, engine_t, event_t
 from ustack.core.stats cimport (
     MIB_TcpExtSyncookiesFailed, MIB_TcpExtSyncookiesRecv, MIB_TcpExtSyncookiesSent, MIB_TcpExtTCPReqQFullDoCookies,
     MIB_TcpExtTCPReqQFullDrop, mib_inc,
@@ -378,7 +378,7 @@ cdef inline int conn_request(engine_t* e, tcb_t* lsk, const seg_t* s, uint32_t t
     cdef hook_syn_t hk
     cdef hook_syn_t* chosen = NULL
     lst_at(e, lsk.listener).n_syn += 1
-    if ipv4_is_multicast(s.dst) or is_broadcast(e, s.dst):
+    if s.dst_type != RTF_LOCAL:
         listen_drop(e, lsk.listener)
         return DROP_TCP_LISTEN_BCAST
     if hooked(e.hooks):

@@ -10,7 +10,7 @@
 
 from ustack.core.cksum cimport ustack_be16, ustack_be32
 from ustack.core.records cimport RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_TS_OFF, RQ_WSCALE_OK, listener_t, req_t
-from ustack.core.siphash cimport siphash_u32x4, siphash_u64x2
+from ustack.core.siphash cimport siphash_u32x4, siphash_u64_u32
 from ustack.core.access cimport grp_at, wall_ns
 from ustack.core.state cimport engine_t
 from ustack.core.steer cimport steer_cookies_recent
@@ -37,7 +37,7 @@ cdef extern from *:
 
 # ---- ISN and timestamp offset --------------------------------------------------------------------------------------------------
 cdef inline uint64_t tuple_secret(engine_t* e, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
-    return siphash_u64x2(e.key_isn[0], e.key_isn[1], laddr | (<uint64_t>faddr << 32), (<uint64_t>lport << 16) | fport)
+    return siphash_u64_u32(e.key_isn[0], e.key_isn[1], laddr | (<uint64_t>faddr << 32), <uint32_t>lport << 16 | fport)
 
 
 cdef inline uint32_t secret_isn(engine_t* e, uint64_t h) noexcept nogil:

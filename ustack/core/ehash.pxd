@@ -28,7 +28,8 @@ cdef enum:
     EHASH_KINDS = 16
     EHASH_MAX = 0x8000000       # buckets
     EHASH_FEW = 0x10000
-    EHASH_MEMO = 128            # a batch's flows twice (power of two)
+    EHASH_MEMO_BITS = 9
+    EHASH_MEMO = 512            # eight places a flow of a batch, so that few share one
 
 cdef struct enode_t:
     ref_t next
@@ -96,7 +97,7 @@ cdef inline void enode_set(enode_t* node, uint32_t laddr, uint32_t faddr, uint16
 
 
 cdef inline uint32_t ehash_hash(ehash_t* h, uint32_t laddr, uint32_t faddr, uint32_t ports) noexcept nogil:
-    cdef ehash_memo_t* m = &h.memo[((faddr ^ ports) * 2654435761U) >> 25]
+    cdef ehash_memo_t* m = &h.memo[((faddr ^ ports) * 2654435761U) >> (32 - EHASH_MEMO_BITS)]
     if m.ports != ports or m.faddr != faddr or m.laddr != laddr:
         m.laddr = laddr
         m.faddr = faddr

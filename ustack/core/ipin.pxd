@@ -153,6 +153,7 @@ cdef inline int tcp_v4_resume(engine_t* e, const uint8_t* p, uint32_t n) noexcep
         reason = wire_parse_tcp(&s)
     if reason != DROP_NONE:
         return reason
+    s.dst_type = <uint8_t>inet_addr_type(e, s.dst)
     e.ipopt.len = 0
     wire_parse_opts(&s)
     return tcp_demux_(e, &s)
@@ -278,6 +279,7 @@ cdef inline int ip_rcv(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum_s
             return routed
     else:
         type = inet_addr_type(e, s.dst)
+    s.dst_type = <uint8_t>type
     e.ipopt.len = 0
     if s.ip_hlen != 20:
         reason = ip_rcv_options(e, &s, type)

@@ -10,7 +10,7 @@ from ustack.core.auth cimport auth_forbids_reset
 from ustack.core.cksum cimport csum_fold_partial, csum_pseudo
 from ustack.core.ipopt cimport ip_options_echo
 from ustack.core.records cimport TXF_CSUM_PARTIAL, txframe_t
-from ustack.core.route cimport RT_LOCAL, ipv4_is_multicast, is_broadcast, is_local, route_lookup, route_result_t
+from ustack.core.route cimport DST_BROADCAST, DST_LOCAL, DST_MULTICAST, dst_of, is_local, route_lookup, route_result_t
 from ustack.core.seqno cimport u32_min
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport (
@@ -22,7 +22,7 @@ from ustack.core.types cimport (
     E_HOSTUNREACH, E_INVAL, E_NOBUFS, TH_ACK, TH_FIN, TH_RST, TH_SYN, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.wire cimport (
-    IP_HLEN, IP_MF, IPPROTO_TCP, TCP_HLEN, put16, wire_ip_set_frag, wire_opt_ts, wire_put_ip_opts, wire_put_tcp, wire_tcp_csum_partial,
+    IP_HLEN, IP_MF, IPPROTO_TCP, TCP_HLEN, put16, wire_ip_set_frag, wire_opt_ts, wire_put_ip_opts, wire_put_opts, wire_put_tcp, wire_tcp_csum_partial,
 )
 
 cdef enum:
@@ -31,21 +31,24 @@ cdef enum:
 
 
 # ---- common ----------------------------------------------------------------------------------------------------------------------
-cdef inline void ipout_count(engine_t* e, uint32_t daddr, uint32_t len) noexcept nogil:
-    """One packet has left IP (ip_output)."""
+cdef inline void ipout_count(engine_t* e, txframe_t* f, uint8_t kind, uint32_t len) noexcept nogil:
+    """One packet has left IP (ip_output) for a destination of this kind (DST_*)."""
+    if kind & DST_LOCAL:
+        f.flags = TXF_LOCAL
+        e.tx_local += 1
     mib_inc(&e.stats, MIB_IpOutTransmits)
     mib_add(&e.stats, MIB_IpExtOutOctets, len)
-    if ipv4_is_multicast(daddr):
+    if kind & DST_MULTICAST:
         mib_inc(&e.stats, MIB_IpExtOutMcastPkts)
         mib_add(&e.stats, MIB_IpExtOutMcastOctets, len)
-    elif is_broadcast(e, daddr):
+    elif kind & DST_BROADCAST:
         e.tx_local += 1         # heard by ourselves too, see engine_loop
         mib_inc(&e.stats, MIB_IpExtOutBcastPkts)
         mib_add(&e.stats, MIB_IpExtOutBcastOctets, len)
 
 
 cdef inline txframe_t* ipout_frame(engine_t* e, uint32_t saddr, uint32_t daddr, uint32_t len, uint16_t id, bint df, uint8_t ttl,
-                                   uint8_t proto, uint8_t tos, bint local, const uint8_t* ipopts, uint32_t ipoptlen) noexcept nogil:
+                                   uint8_t proto, uint8_t tos, const uint8_t* ipopts, uint32_t ipoptlen) noexcept nogil:
     """A frame with its IP header written and counted; len is what follows the header. NULL: no memory, counted as OutDiscards."""
     cdef txframe_t* f
     cdef uint32_t total = IP_HLEN + ipoptlen + len
@@ -55,10 +58,7 @@ cdef inline txframe_t* ipout_frame(engine_t* e, uint32_t saddr, uint32_t daddr, 
         mib_inc(&e.stats, MIB_IpOutDiscards)
         return NULL
     f.hlen = wire_put_ip_opts(f.hdr, total, id, df, ttl, proto, saddr, daddr, tos, ipopts, ipoptlen)
-    if local:
-        f.flags = TXF_LOCAL
-        e.tx_local += 1
-    ipout_count(e, daddr, total)
+    ipout_count(e, f, dst_of(e, daddr).kind, total)
     return f
 
 
@@ -68,14 +68,13 @@ cdef inline int ipout_tcp(engine_t* e, uint32_t saddr, uint32_t daddr, uint16_t 
                           uint8_t tos, const uint8_t* ipopts, uint32_t ipoptlen) noexcept nogil:
     """A segment without payload, header and options as given (optlen: multiple of 4). The caller has found a route. 0 or -E_NOBUFS."""
     cdef uint32_t doff = TCP_HLEN + optlen
-    cdef txframe_t* f = ipout_frame(e, saddr, daddr, doff, id, df, ttl, IPPROTO_TCP, tos, is_local(e, daddr), ipopts, ipoptlen)
+    cdef txframe_t* f = ipout_frame(e, saddr, daddr, doff, id, df, ttl, IPPROTO_TCP, tos, ipopts, ipoptlen)
     cdef uint8_t* p
     if f == NULL:
         return -E_NOBUFS
     p = f.hdr + f.hlen
     wire_put_tcp(p, sport, dport, seq, ack, flags, wnd, 0, doff)
-    if optlen:
-        memcpy(p + TCP_HLEN, opts, optlen)
+    wire_put_opts(p + TCP_HLEN, opts, optlen)
     wire_tcp_csum_partial(p, saddr, daddr, doff)
     f.hlen += doff
     f.flags |= TXF_CSUM_PARTIAL
@@ -159,14 +158,14 @@ cdef inline int ipout_raw(engine_t* e, uint32_t saddr, uint32_t daddr, uint8_t p
                           uint32_t mtu, const uint8_t* msg, uint32_t n, const uint8_t* ipopts, uint32_t ipoptlen) noexcept nogil:
     """Send a message that lies in ipout_buffer memory; what exceeds mtu is fragmented (facts N9). 0 or -E_NOBUFS."""
     cdef uint8_t later[40]
-    cdef bint local = is_local(e, daddr)
+    cdef uint8_t kind = dst_of(e, daddr).kind
     cdef uint32_t room
     cdef uint32_t off = 0
     cdef uint32_t k
     cdef uint32_t created = 0
     cdef txframe_t* f
     if IP_HLEN + ipoptlen + n <= mtu:
-        f = ipout_frame(e, saddr, daddr, n, id, df, ttl, proto, tos, local, ipopts, ipoptlen)
+        f = ipout_frame(e, saddr, daddr, n, id, df, ttl, proto, tos, ipopts, ipoptlen)
         if f == NULL:
             return -E_NOBUFS
         f.p0 = msg
@@ -188,10 +187,7 @@ cdef inline int ipout_raw(engine_t* e, uint32_t saddr, uint32_t daddr, uint8_t p
         wire_ip_set_frag(f.hdr, f.hlen + k, <uint16_t> ((off >> 3) | (IP_MF if off + k < n else 0)))
         f.p0 = msg + off
         f.l0 = k
-        if local:
-            f.flags = TXF_LOCAL
-            e.tx_local += 1
-        ipout_count(e, daddr, f.hlen + k)
+        ipout_count(e, f, kind, f.hlen + k)
         off += k
         created += 1
     mib_inc(&e.stats, MIB_IpFragOKs)

@@ -4,6 +4,7 @@
 # set); the longest prefix wins, among equal ones the one entered last. An address brings its connected prefix as an entry of its own.
 # Every change bumps e.rt_gen; a socket caches the number of its entry and looks again when the generation differs (sk_route).
 # A learned path MTU is an exception of one destination beside the table (e.pmtu), with a life time.
+# What an address is to us is asked several times for one packet, so the latest answers are remembered (dst_of), as long as rt_gen stands.
 # Invariant: sk.rt is 0 (no route), entry + 1, or RT_LOCAL for an address of our own (loopback inside the stack).
 # Callers: everything that sends; ipin for the classification of what arrives; the border for changes.
 
@@ -14,12 +15,12 @@ from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.access cimport jiffies_up
 from ustack.core.state cimport (
     MAX_ADDR, MAX_ROUTE, PMTU_HASH, RTF_BLACKHOLE, RTF_BROADCAST, RTF_LOCAL, RTF_MULTICAST, RTF_NONE, RTF_PROHIBIT, RTF_UNICAST,
-    RTF_UNREACHABLE, addr_t, engine_t, pmtu_t, route_t,
+    RTF_UNREACHABLE, addr_t, dst_t, engine_t, pmtu_t, route_t,
 )
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport (
     DROP_IP_INADDRERRORS, DROP_IP_INVALID_DEST, DROP_IP_INVALID_SOURCE, DROP_IP_LOCAL_SOURCE, E_ACCES, E_ADDRNOTAVAIL,
-    E_HOSTUNREACH, E_INVAL, E_NETUNREACH, E_NOBUFS, E_NOENT, NS_PER_MS, NS_PER_SEC, idx_t, ns_t, uint8_t, uint16_t, uint32_t,
+    E_HOSTUNREACH, E_INVAL, E_NETUNREACH, E_NOBUFS, E_NOENT, NS_PER_MS, NS_PER_SEC, idx_t, int16_t, ns_t, uint8_t, uint16_t, uint32_t,
 )
 
 cdef enum:
@@ -40,6 +41,11 @@ cdef enum:
     IP_PMTUDISC_INTERFACE = 4
     IP_PMTUDISC_OMIT = 5
     RTAX_FEATURE_ECN = 1
+    DST_OWN = 1                 # an address configured on the link
+    DST_LOOPBACK = 2            # 127/8
+    DST_LOCAL = 3               # one or the other
+    DST_BROADCAST = 4
+    DST_MULTICAST = 8
 
 cdef struct route_result_t:
     int type                    # RTF_*
@@ -96,22 +102,6 @@ cdef inline bint is_broadcast(engine_t* e, uint32_t addr) noexcept nogil:
     return False
 
 
-cdef inline int inet_addr_type(engine_t* e, uint32_t addr) noexcept nogil:
-    # What an address is to us, as bind() and the input path ask: RTF_LOCAL, _BROADCAST, _MULTICAST or _UNICAST.
-    if ipv4_is_multicast(addr):
-        return RTF_MULTICAST
-    if addr == 0 or is_broadcast(e, addr):
-        return RTF_BROADCAST
-    if is_local(e, addr):
-        return RTF_LOCAL
-    return RTF_UNICAST
-
-
-cdef inline bint route_is_bindable(engine_t* e, uint32_t addr) noexcept nogil:
-    # May bind() take this address? Any, one of ours, or a group or broadcast address.
-    return addr == 0 or inet_addr_type(e, addr) != RTF_UNICAST
-
-
 # ---- the table ---------------------------------------------------------------------------------------------------------------
 cdef inline route_t* fib_find(engine_t* e, uint32_t dst, uint32_t plen) noexcept nogil:
     # The entry of exactly this prefix.
@@ -132,6 +122,69 @@ cdef inline route_t* fib_lookup(engine_t* e, uint32_t dst) noexcept nogil:
         if r.used and (dst ^ r.dst) & plen_mask(r.plen) == 0 and (best == NULL or r.plen > best.plen):
             best = r
     return best
+
+
+cdef inline int fib_errno_(const route_t* r) noexcept nogil:
+    # What a search ends with that found r.
+    if r == NULL:
+        return -E_NETUNREACH
+    if r.type == RTF_UNREACHABLE:
+        return -E_HOSTUNREACH
+    if r.type == RTF_PROHIBIT:
+        return -E_ACCES
+    if r.type == RTF_BLACKHOLE:
+        return -E_INVAL
+    return 0
+
+
+cdef inline void dst_learn_(engine_t* e, dst_t* d, uint32_t addr) noexcept nogil:
+    cdef const route_t* r
+    d.addr = addr
+    d.gen = e.rt_gen
+    d.kind = 0
+    if is_own_address(e, addr):
+        d.kind |= DST_OWN
+    if ipv4_is_loopback(addr):
+        d.kind |= DST_LOOPBACK
+    if is_broadcast(e, addr):
+        d.kind |= DST_BROADCAST
+    if ipv4_is_multicast(addr):
+        d.kind |= DST_MULTICAST
+    d.err = 0
+    d.rt = RT_LOCAL
+    if d.kind & DST_LOCAL:
+        return
+    r = fib_lookup(e, addr)
+    d.err = <int16_t>fib_errno_(r)
+    d.rt = <uint16_t>(r - &e.routes[0] + 1) if d.err == 0 else 0
+
+
+cdef inline const dst_t* dst_of(engine_t* e, uint32_t addr) noexcept nogil:
+    # What addr is to us, and the route to it. Valid until the next call. Under the engine's lock only.
+    cdef dst_t* d = &e.dst_memo[(addr * <uint32_t>0x9e3779b1ULL) >> 26]
+    if d.addr != addr or d.gen != e.rt_gen:
+        dst_learn_(e, d, addr)
+    return d
+
+
+cdef inline int dst_type_(uint32_t addr, uint8_t kind) noexcept nogil:
+    if kind & DST_MULTICAST:
+        return RTF_MULTICAST
+    if addr == 0 or kind & DST_BROADCAST:
+        return RTF_BROADCAST
+    if kind & DST_LOCAL:
+        return RTF_LOCAL
+    return RTF_UNICAST
+
+
+cdef inline int inet_addr_type(engine_t* e, uint32_t addr) noexcept nogil:
+    # What an address is to us, as bind() and the input path ask: RTF_LOCAL, _BROADCAST, _MULTICAST or _UNICAST.
+    return dst_type_(addr, dst_of(e, addr).kind)
+
+
+cdef inline bint route_is_bindable(engine_t* e, uint32_t addr) noexcept nogil:
+    # May bind() take this address? Any, one of ours, or a group or broadcast address.
+    return addr == 0 or inet_addr_type(e, addr) != RTF_UNICAST
 
 
 cdef inline route_t* fib_new(engine_t* e) noexcept nogil:
@@ -390,22 +443,9 @@ cdef inline uint32_t first_address(engine_t* e) noexcept nogil:
 
 cdef inline int route_find_(engine_t* e, uint32_t daddr, uint16_t* rt) noexcept nogil:
     # The entry for a destination of ours, as tcb.rt; 0 or -errno.
-    cdef const route_t* r
-    rt[0] = 0
-    if is_local(e, daddr):
-        rt[0] = RT_LOCAL
-        return 0
-    r = fib_lookup(e, daddr)
-    if r == NULL:
-        return -E_NETUNREACH
-    if r.type == RTF_UNREACHABLE:
-        return -E_HOSTUNREACH
-    if r.type == RTF_PROHIBIT:
-        return -E_ACCES
-    if r.type == RTF_BLACKHOLE:
-        return -E_INVAL
-    rt[0] = <uint16_t>(r - &e.routes[0] + 1)
-    return 0
+    cdef const dst_t* d = dst_of(e, daddr)
+    rt[0] = d.rt
+    return d.err
 
 
 cdef inline const route_t* rt_entry(engine_t* e, uint16_t rt) noexcept nogil:
@@ -416,14 +456,14 @@ cdef inline const route_t* rt_entry(engine_t* e, uint16_t rt) noexcept nogil:
 cdef inline int route_lookup(engine_t* e, uint32_t saddr, uint32_t daddr, route_result_t* out) noexcept nogil:
     # Route of a packet to be sent; saddr 0 = choose one. 0 or -errno, out is filled in both cases.
     cdef bint locked
-    cdef int rc
+    cdef const dst_t* d = dst_of(e, daddr)
     memset(out, 0, sizeof(route_result_t))
     out.type = RTF_NONE
-    rc = route_find_(e, daddr, &out.rt)
-    if rc != 0:
-        return rc
+    out.rt = d.rt
+    if d.err != 0:
+        return d.err
     out.entry = rt_entry(e, out.rt)
-    out.type = inet_addr_type(e, daddr)
+    out.type = dst_type_(daddr, d.kind)
     out.mtu = entry_mtu_(e, out.entry, daddr, &locked)
     out.mtu_locked = locked
     out.advmss = route_advmss(e, out.entry, out.mtu)
@@ -485,6 +525,7 @@ cdef inline bint sk_dont_fragment(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline int route_input(engine_t* e, uint32_t src, uint32_t dst, int* type) noexcept nogil:
     # What an arriving packet is to us (facts N3, B32). 0 and *type = RTF_LOCAL, _BROADCAST or _MULTICAST; else the reason to drop
     # it. Only DROP_IP_INADDRERRORS has a counter, which the caller bumps. rp_filter is off.
+    cdef uint8_t kind
     type[0] = RTF_NONE
     if ipv4_is_multicast(dst):
         if ipv4_is_multicast(src) or ipv4_is_lbcast(src) or ipv4_is_loopback(src):
@@ -507,12 +548,13 @@ cdef inline int route_input(engine_t* e, uint32_t src, uint32_t dst, int* type) 
             return DROP_IP_INVALID_DEST
         if ipv4_is_loopback(src):
             return DROP_IP_INVALID_SOURCE
-        if is_own_address(e, dst):
-            if is_own_address(e, src):
+        kind = dst_of(e, dst).kind
+        if kind & DST_OWN:
+            if dst_of(e, src).kind & DST_OWN:
                 return DROP_IP_LOCAL_SOURCE
             type[0] = RTF_LOCAL
             return 0
-        if not is_broadcast(e, dst):
+        if not kind & DST_BROADCAST:
             return DROP_IP_INADDRERRORS
     if ipv4_is_loopback(src):
         return DROP_IP_INVALID_SOURCE

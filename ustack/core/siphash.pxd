@@ -41,26 +41,27 @@ cdef extern from *:
         (s)->v1 = ustack_rotl((s)->v1, 17) ^ (s)->v2;   (s)->v3 = ustack_rotl((s)->v3, 21) ^ (s)->v0; \\
         (s)->v2 = ustack_rotl((s)->v2, 32); \\
     } while (0)
+    #define ustack_sip_word(s, m) do { \\
+        (s)->v3 ^= (m); ustack_sip_round(s); ustack_sip_round(s); (s)->v0 ^= (m); \\
+    } while (0)
     """
     void sip_round "ustack_sip_round"(sip_t* s) noexcept nogil
+    void sip_word "ustack_sip_word"(sip_t* s, uint64_t m) noexcept nogil
 
 
-cdef inline void sip_word(sip_t* s, uint64_t m) noexcept nogil:
-    s.v3 ^= m
-    sip_round(s)
-    sip_round(s)
-    s.v0 ^= m
-
-
-cdef inline uint64_t sip_finish(sip_t* s, uint64_t last) noexcept nogil:
-    # last: the remaining 0..7 bytes with the message length in the top byte.
-    sip_word(s, last)
+cdef inline uint64_t sip_close_(sip_t* s) noexcept nogil:
     s.v2 ^= 0xff
     sip_round(s)
     sip_round(s)
     sip_round(s)
     sip_round(s)
     return s.v0 ^ s.v1 ^ s.v2 ^ s.v3
+
+
+cdef inline uint64_t sip_finish(sip_t* s, uint64_t last) noexcept nogil:
+    # last: the remaining 0..7 bytes with the message length in the top byte.
+    sip_word(s, last)
+    return sip_close_(s)
 
 
 cdef inline uint64_t sip_load(const uint8_t* p, size_t n) noexcept nogil:
@@ -95,6 +96,14 @@ cdef inline uint64_t siphash_u64x2(uint64_t k0, uint64_t k1, uint64_t a, uint64_
     sip_word(&s, a)
     sip_word(&s, b)
     return sip_finish(&s, <uint64_t>16 << 56)
+
+
+cdef inline uint64_t siphash_u64_u32(uint64_t k0, uint64_t k1, uint64_t a, uint32_t b) noexcept nogil:
+    cdef sip_t s
+    cdef uint64_t last = b | (<uint64_t>12 << 56)
+    sip_init(&s, k0, k1)
+    sip_word(&s, a)
+    return sip_finish(&s, last)
 
 
 cdef inline uint64_t siphash_u64x3(uint64_t k0, uint64_t k1, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:

@@ -5,7 +5,7 @@
 # driver's lock.
 
 from ustack.core.types cimport (
-    DROP_REASONS, TM_KINDS, idx_t, int32_t, int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    DROP_REASONS, TM_KINDS, idx_t, int16_t, int32_t, int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.config cimport config_t
 from ustack.core.ehash cimport ehash_t
@@ -29,6 +29,7 @@ cdef enum:
     MAX_SHARDS = 16             # engines behind one device
     ACK_BATCH = 256             # sockets whose ACKs wait for the end of a batch of packets
     RINGS_KEPT = 128
+    DST_MEMO = 64
     RTF_LOCAL = 1               # route types, as the destination of a packet of ours or of an incoming one
     RTF_UNICAST = 2
     RTF_BROADCAST = 3
@@ -42,6 +43,13 @@ cdef struct addr_t:             # a local address
     uint32_t addr
     uint8_t plen
     uint8_t any_of              # the whole prefix is ours
+
+cdef struct dst_t:              # what an address is to us, remembered (route.pxd, dst_of)
+    uint32_t addr
+    uint32_t gen                # rt_gen of which it holds; 0: free
+    int16_t err                 # of the search for a route, -errno
+    uint16_t rt                 # as tcb.rt
+    uint8_t kind                # DST_*
 
 cdef struct route_t:            # one FIB entry with its metrics; 0 = not set
     uint32_t dst
@@ -173,6 +181,7 @@ cdef struct engine_t:
     route_t routes[MAX_ROUTE]
     uint32_t n_routes
     uint32_t rt_gen             # bumped by every change of routes, MTU, addresses
+    dst_t dst_memo[DST_MEMO]
     # keys, all from the seed
     uint64_t key_ehash[2]
     uint64_t key_isn[2]

@@ -115,6 +115,7 @@ cdef struct seg_t:
     uint8_t ttl
     uint8_t proto
     uint8_t csum_state          # CSUM_*
+    uint8_t dst_type            # RTF_*: what the destination is to us
     const uint8_t* l4           # first byte after the IP header
     uint32_t l4_len
     # TCP

@@ -9,7 +9,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
-from ustack.core.cksum cimport csum_add, csum_fold, csum_fold_partial, csum_pseudo, csum_ranges
+from ustack.core.cksum cimport csum_add, csum_fold, csum_fold_partial, csum_ip_header, csum_pseudo, csum_ranges, ustack_be16, ustack_be32
 from ustack.core.types cimport (
     CSUM_NONE, DROP_IP_CSUM, DROP_IP_INHDR, DROP_IP_TRUNCATED, DROP_NONE, DROP_NOT_SPECIFIED, DROP_PKT_TOO_SMALL,
     OPT_AO, OPT_AUTH_BAD, OPT_FASTOPEN, OPT_FO_EXP, OPT_MD5, OPT_MSS, OPT_SACK, OPT_SACKOK, OPT_TS, OPT_WSCALE, TH_FIN, TH_SYN, sackblk_t,
@@ -72,23 +72,25 @@ cdef struct quote_t:
 
 
 cdef inline uint16_t get16(const uint8_t* p) noexcept nogil:
-    return <uint16_t>((p[0] << 8) | p[1])
+    cdef uint16_t x
+    memcpy(&x, p, 2)
+    return ustack_be16(x)
 
 
 cdef inline uint32_t get32(const uint8_t* p) noexcept nogil:
-    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
+    cdef uint32_t x
+    memcpy(&x, p, 4)
+    return ustack_be32(x)
 
 
 cdef inline void put16(uint8_t* p, uint32_t v) noexcept nogil:
-    p[0] = <uint8_t>(v >> 8)
-    p[1] = <uint8_t>v
+    cdef uint16_t x = ustack_be16(<uint16_t>v)
+    memcpy(p, &x, 2)
 
 
 cdef inline void put32(uint8_t* p, uint32_t v) noexcept nogil:
-    p[0] = <uint8_t>(v >> 24)
-    p[1] = <uint8_t>(v >> 16)
-    p[2] = <uint8_t>(v >> 8)
-    p[3] = <uint8_t>v
+    v = ustack_be32(v)
+    memcpy(p, &v, 4)
 
 
 # ---- IPv4 in
@@ -118,7 +120,7 @@ cdef inline int wire_parse_ip_head(const uint8_t* p, uint32_t n, seg_t* s) noexc
 
 
 cdef inline bint wire_ip_csum_ok(const seg_t* s) noexcept nogil:
-    return csum_fold(csum_add(s.ip, s.ip_hlen, 0)) == 0
+    return csum_fold(csum_ip_header(s.ip, s.ip_hlen)) == 0
 
 
 cdef inline int wire_ip_finish(seg_t* s) noexcept nogil:
@@ -244,6 +246,21 @@ cdef inline void wire_one_opt_(seg_t* s, const uint8_t* p, uint32_t size, uint32
             wire_fastopen_opt_(s, p + 4, size - 4, OPT_FO_EXP)
 
 
+cdef inline bint wire_usual_syn_opts_(seg_t* s) noexcept nogil:
+    # The options of a SYN in the order of Linux: MSS, SACK-permitted, timestamps, NOP, window scale. False, and nothing set: they are others.
+    cdef const uint8_t* p = s.opt
+    if s.opt_len != 20 or not s.flags & TH_SYN or get32(p + 4) != 0x0402080a or get32(p) >> 16 != 0x0204 or get32(p + 16) >> 8 != 0x010303:
+        return False
+    s.mss = get16(p + 2)
+    if s.mss == 0:
+        return False
+    s.tsval = get32(p + 8)
+    s.tsecr = get32(p + 12)
+    s.wscale = p[19] if p[19] <= TCP_MAX_WSCALE else TCP_MAX_WSCALE
+    s.opts = OPT_MSS | OPT_SACKOK | OPT_TS | OPT_WSCALE
+    return True
+
+
 cdef inline void wire_parse_opts(seg_t* s) noexcept nogil:
     # Facts C1, C2, I5. No option causes a drop but signatures (auth.pxd); the last of duplicates wins. Sets opts and what its bits vouch for.
     cdef const uint8_t* p = s.opt
@@ -258,6 +275,8 @@ cdef inline void wire_parse_opts(seg_t* s) noexcept nogil:
         s.tsval = get32(p + 4)
         s.tsecr = get32(p + 8)
         s.opts = OPT_TS
+        return
+    if wire_usual_syn_opts_(s):
         return
     while p < end:
         if p[0] == TOK_EOL:
@@ -324,7 +343,7 @@ cdef inline int wire_parse_quote(const uint8_t* p, uint32_t n, quote_t* q) noexc
 
 cdef inline void wire_ip_csum_set(uint8_t* p) noexcept nogil:
     put16(p + 10, 0)
-    put16(p + 10, csum_fold(csum_add(p, <uint32_t>(p[0] & 15) * 4, 0)))
+    put16(p + 10, csum_fold(csum_ip_header(p, <uint32_t>(p[0] & 15) * 4)))
 
 
 cdef inline uint32_t wire_put_ip_opts(uint8_t* p, uint32_t total_len, uint16_t id, bint df, uint8_t ttl, uint8_t proto,
@@ -373,6 +392,13 @@ cdef inline uint32_t wire_put_tcp(uint8_t* p, uint16_t sport, uint16_t dport, ui
     put16(p + 16, 0)
     put16(p + 18, urg)
     return TCP_HLEN
+
+
+cdef inline void wire_put_opts(uint8_t* p, const uint8_t* opts, uint32_t n) noexcept nogil:
+    # Options that stand ready; n is a multiple of 4, so that few words are cheaper than a call of memcpy.
+    while n != 0:
+        n -= 4
+        memcpy(p + n, opts + n, 4)
 
 
 cdef inline void wire_tcp_csum_set(uint8_t* tcp, uint32_t hlen, uint32_t src, uint32_t dst, const uint8_t* p0,

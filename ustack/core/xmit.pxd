@@ -21,7 +21,7 @@ from ustack.core.rate cimport tcp_rate_skb_sent
 from ustack.core.rcvwin cimport tcp_select_window
 from ustack.core.records cimport TXF_CSUM_PARTIAL, reqext_t, srec_t, txframe_t
 from ustack.core.ring cimport ring_ranges
-from ustack.core.route cimport RT_LOCAL, sk_advmss, sk_dont_fragment, sk_route, sk_rt
+from ustack.core.route cimport sk_advmss, sk_dont_fragment, sk_route, sk_rt
 from ustack.core.sendq cimport sq_ts_to_tail, sr_payload_seq, tcp_packets_in_flight, tcp_urg_mode, tcp_wnd_end
 from ustack.core.seqno cimport after, before, u32_min
 from ustack.core.access cimport ext_at, jiffies_up, sk_fport, sk_los, sk_lport, sk_opt, sr_at
@@ -40,7 +40,7 @@ from ustack.core.types cimport (
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
 from ustack.core.wire cimport (
     IPPROTO_TCP, TCP_HLEN, put32, wire_opt_fastopen, wire_opt_fastopen_len, wire_opt_mss, wire_opt_sack, wire_opt_sackperm_nop,
-    wire_opt_sackperm_ts, wire_opt_ts, wire_opt_wscale_nop, wire_put_tcp, wire_tcp_csum_partial,
+    wire_opt_sackperm_ts, wire_opt_ts, wire_opt_wscale_nop, wire_put_opts, wire_put_tcp, wire_tcp_csum_partial,
 )
 
 cdef enum:
@@ -203,7 +203,6 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
     cdef uint8_t* p
     cdef uint32_t doff = TCP_HLEN + optlen
     cdef reqext_t* x = NULL
-    cdef uint32_t i
     if sk_route(e, sk) != 0:
         mib_inc(&e.stats, MIB_IpOutNoRoutes)
         return -E_HOSTUNREACH
@@ -214,14 +213,13 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
         if x.ipopt_time:
             put32(&x.ipopt[x.ipopt_time], inet_current_timestamp(e))
     f = ipout_frame(e, sk.en.laddr, sk.en.faddr, doff + r.len, sk.inet_id, sk_dont_fragment(e, sk), sk_out_ttl(e, sk), IPPROTO_TCP,
-                    sk.tos, sk.rt == RT_LOCAL, &x.ipopt[0] if x != NULL else NULL, sk.ext_hdr_len)
+                    sk.tos, &x.ipopt[0] if x != NULL else NULL, sk.ext_hdr_len)
     if f == NULL:
         return -E_NOBUFS
     sk.inet_id += r.pcount
     p = f.hdr + f.hlen
     wire_put_tcp(p, sk_lport(sk), sk_fport(sk), r.seq, ack, flags, wnd, urg, doff)
-    for i in range(optlen):
-        p[TCP_HLEN + i] = opts[i]
+    wire_put_opts(p + TCP_HLEN, opts, optlen)
     wire_tcp_csum_partial(p, sk.en.laddr, sk.en.faddr, doff + r.len)
     f.hlen += doff
     f.flags |= TXF_CSUM_PARTIAL
