@@ -87,34 +87,17 @@ def between(uint32_t s, uint32_t lo, uint32_t hi):
     return sq.between(s, lo, hi)
 
 
-def seq_max(uint32_t a, uint32_t b):
-    return sq.seq_max(a, b)
-
-
-def seq_min(uint32_t a, uint32_t b):
-    return sq.seq_min(a, b)
-
-
 def minmax_all(int64_t a, int64_t b):
-    # Every min/max helper on the low bits of two values, by type name.
+    # (min, max) on the low bits of two values, by type name.
     return {
         "u32": (sq.u32_min(<uint32_t>a, <uint32_t>b), sq.u32_max(<uint32_t>a, <uint32_t>b)),
         "i32": (sq.i32_min(<int>a, <int>b), sq.i32_max(<int>a, <int>b)),
-        "u64": (sq.u64_min(<uint64_t>a, <uint64_t>b), sq.u64_max(<uint64_t>a, <uint64_t>b)),
         "i64": (sq.i64_min(a, b), sq.i64_max(a, b)),
     }
 
 
-def i64_clamp(int64_t x, int64_t lo, int64_t hi):
-    return sq.i64_clamp(x, lo, hi)
-
-
 def ilog2_u32(uint32_t x):
     return sq.ilog2_u32(x)
-
-
-def roundup_u32(uint32_t x, uint32_t m):
-    return sq.roundup_u32(x, m)
 
 
 def rounddown_u32(uint32_t x, uint32_t m):
@@ -334,14 +317,6 @@ def pseudo_checksum(uint32_t src, uint32_t dst, uint8_t proto, data):
 
 def pseudo_partial(uint32_t src, uint32_t dst, uint8_t proto, uint32_t n):
     return ck.csum_fold_partial(ck.csum_pseudo(src, dst, proto, n))
-
-
-def csum_replace16(uint16_t check, uint16_t old, uint16_t new):
-    return ck.csum_replace16(check, old, new)
-
-
-def csum_replace32(uint16_t check, uint32_t old, uint32_t new):
-    return ck.csum_replace32(check, old, new)
 
 
 # ---- wire
@@ -576,12 +551,6 @@ cdef class Ring:
         # (status, the old buffer was handed out)
         cdef uint8_t* old = <uint8_t*>1
         cdef int rc = ri.ring_reserve(&self.r, base, used, need, &old)
-        ri.ring_free(old)
-        return rc, old != NULL
-
-    def shrink(self, uint32_t base, uint32_t used):
-        cdef uint8_t* old = <uint8_t*>1
-        cdef int rc = ri.ring_shrink(&self.r, base, used, &old)
         ri.ring_free(old)
         return rc, old != NULL
 

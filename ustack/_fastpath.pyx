@@ -45,7 +45,7 @@ from ustack.core.records cimport (
     req_t, reqext_t, tw_t, txframe_t, waiter_t,
 )
 from ustack.core.recvmsg cimport tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts
-from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, route_change, route_default
+from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, pmtu_flush, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.access cimport (
     ext_at, lst_at, ref_idx, ref_kind, req_at, sk_at, sk_ca, sk_fport, sk_handle, sk_lport, sk_opt, tw_at, wait_at,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ustack.errors import failure
-from ustack.sysctl import canonical, sysctl_get, sysctl_names
+from ustack.sysctl import SWITCHES, canonical, sysctl_get, sysctl_names
 
 if TYPE_CHECKING:
     from ustack.stack import Stack
@@ -99,7 +99,8 @@ class ControlServer:
 
 def _set(stack: Stack, ask: dict[str, Any]) -> str:
     stack.sysctl[ask["name"]] = ask["value"]
-    if canonical(ask["name"]).startswith("net.ipv6."):
+    name = canonical(ask["name"])
+    if name in SWITCHES or name.startswith("net.ipv6."):
         return str(ask["value"])
     return sysctl_get(stack.engine, ask["name"])
 

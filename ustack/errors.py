@@ -20,10 +20,6 @@ _HINTS: dict[int, str] = {
 }
 
 
-class StackStopped(OSError):
-    """The stack was stopped, or belongs to the parent of a fork."""
-
-
 def failure(number: int, what: str | None) -> OSError:
     """The exception for a Linux errno: "strerror: what was tried (what to do)"; Python picks the subclass by errno."""
     if number == errno.EAGAIN:      # the everyday answer of a non-blocking call

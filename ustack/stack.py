@@ -274,7 +274,11 @@ class Stack:
 
     # ---- configuration -----------------------------------------------------------------------------------------------------
     def route(self, command: str) -> None:
-        """Words of `ip route`: "add 198.51.100.0/24 dev tun0 advmss 700", "change ... mtu lock 1300", "del ..."."""
+        """Words of `ip route`: "add 198.51.100.0/24 dev tun0 advmss 700", "change ... mtu lock 1300", "del ...", "flush cache" (forget the
+        path MTUs that ICMP has told)."""
+        if command.split() == ["flush", "cache"]:
+            self.sysctl["net.ipv4.route.flush"] = 1
+            return
         for name in re.findall(r"\bcongctl (?:lock )?(\S+)", command):
             congestion.provide(self.engine, name)
         op, fields = parse_route(command, _fastpath.cc_names(self.engine))

@@ -122,9 +122,14 @@ _TEXT: dict[str, tuple[Callable[[Engine], str], Callable[[Engine, str], None] | 
 }
 
 
+SWITCHES: dict[str, Callable[[Engine], None]] = {"net.ipv4.route.flush": _fastpath.flush_route_cache}      # written to, never read
+
+
 def sysctl_get(engine: Engine, name: str) -> str:
-    """The value as text, several numbers separated by tabs. OSError(ENOENT) for an unknown name."""
+    """The value as text, several numbers separated by tabs. OSError(ENOENT) for an unknown name, EACCES for one that can only be written."""
     key = canonical(name)
+    if key in SWITCHES:
+        raise failure(errno.EACCES, f"sysctl {name} is write-only")
     if key in _TEXT:
         return _TEXT[key][0](engine)
     if key in _ROWS:
@@ -213,12 +218,14 @@ def sysctl_set(engine: Engine, name: str, value: object) -> None:
         if bad and text:
             raise failure(errno.EINVAL, f"sysctl {key} takes a number, not {text!r}")
         _sysctl_inert.write(engine, key, numbers)
+    elif key in SWITCHES:
+        SWITCHES[key](engine)
     else:
         raise failure(errno.ENOENT, f"sysctl {name}")
 
 
 def sysctl_names() -> list[str]:
-    """Every name, sorted."""
+    """Every name that can be read, sorted."""
     return sorted([*_ROWS, *_TEXT, *_sysctl_inert.DEFAULTS])
 
 

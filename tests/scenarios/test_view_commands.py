@@ -120,6 +120,12 @@ def test_sysctl(run: Run) -> None:
     assert json.loads(run("sysctl", "-j", "net.ipv4.tcp_sack").output) == {"net.ipv4.tcp_sack": "1"}
 
 
+def test_sysctl_that_can_only_be_written(run: Run) -> None:
+    assert run("sysctl", "-w", "net.ipv4.route.flush=1").output == "net.ipv4.route.flush = 1\n"
+    bad = run("sysctl", "net.ipv4.route.flush")
+    assert bad.exit_code == 1 and bad.output == 'sysctl: reading key "net.ipv4.route.flush": Permission denied\n'
+
+
 def test_sysctl_refusals(run: Run, tmp_path: Path) -> None:
     bad = run("sysctl", "net.ipv4.nonsense", "net.ipv4.tcp_sack")
     assert bad.exit_code == 1 and bad.output == (

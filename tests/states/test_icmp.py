@@ -369,6 +369,29 @@ def test_a_learned_mtu_holds_for_new_connections_for_ten_minutes(bed: Testbed) -
         assert dict(IP(syn_ack)[TCP].options)["MSS"] == mss
 
 
+@pytest.mark.parametrize("how", ["route", "sysctl"])
+def test_a_learned_mtu_is_forgotten_on_demand(bed: Testbed, how: str) -> None:
+    """`ip route flush cache`, which writes net.ipv4.route.flush; a connection finds the route's MTU with its next segment."""
+    sock, segments = established(bed, 4000)
+    bed.inject(error(segments[0], 3, 4, 1000))
+    bed.stack.take()
+    if how == "route":
+        bed.stack.route("flush cache")
+    else:
+        bed.stack.sysctl["net.ipv4.route.flush"] = 1
+    assert sock.getsockopt(0, 14) == 1000
+    bed.line("0.0 < . 1 ack 4001 win 65535")
+    sock.send(b"x")                     # looks up the route; what is cut from now on is longer
+    sock.send(b"x" * 2000)
+    assert sock.getsockopt(0, 14) == 1500
+    assert [len(p) for _, p in bed.stack.take()] == [41, 1500]
+    bed.stack.inject(raw(IP(src=PEER, dst=SERVER) / TCP(sport=2000, dport=80, flags="S", options=[("MSS", 1460)])))
+    ((_, syn_ack),) = bed.stack.take()
+    assert dict(IP(syn_ack)[TCP].options)["MSS"] == 1460
+    with pytest.raises(PermissionError, match="write-only"):
+        bed.stack.sysctl["net.ipv4.route.flush"]
+
+
 def test_path_mtu_discovery_switched_off() -> None:
     bed = Testbed(sysctl={"net.ipv4.ip_no_pmtu_disc": 1})
     _, segments = established(bed, 4000)

@@ -1,4 +1,4 @@
-"""The byte ring against a dictionary of bytes by sequence number, across growth, shrinking and the wrap."""
+"""The byte ring against a dictionary of bytes by sequence number, across growth and the wrap."""
 
 import pytest
 from hypothesis import settings
@@ -31,7 +31,6 @@ def test_nothing_is_reserved_for_nothing():
     assert r.ranges(77, 0) == (b"", b"")
     assert r.read(77, 0) == b""
     r.write(77, b"")
-    assert r.shrink(5, 0) == (0, False)
 
 
 def test_too_much_is_refused_and_changes_nothing():
@@ -43,18 +42,13 @@ def test_too_much_is_refused_and_changes_nothing():
 
 
 @pytest.mark.parametrize("base", [0, 4095, M - 1, M - 2000, 123_456_789])
-def test_growing_and_shrinking_keep_the_span(base):
+def test_growing_keeps_the_span(base):
     r = ct.Ring()
     r.reserve(base, 0, 4096)
     data = pattern(base, 4096)
     r.write(base, data)
     assert r.reserve(base, 4096, 100_000) == (0, True)
     assert r.size == 131072 and r.read(base, 4096) == data
-    assert r.shrink(base, 4096) == (0, True)
-    assert r.size == 4096 and r.read(base, 4096) == data
-    assert r.shrink(base, 10) == (0, False)
-    assert r.shrink(base, 0) == (0, True)
-    assert r.size == 0
 
 
 def test_ranges_split_at_the_end_of_memory():
@@ -102,12 +96,6 @@ class RingMachine(RuleBasedStateMachine):
             self.bytes.pop(s, None)
         self.base += n
         self.span -= n
-
-    @rule()
-    def shrink(self):
-        assert self.ring.shrink(self.base % M, self.span)[0] == 0
-        assert self.ring.size >= self.span
-        assert self.ring.size <= max(4096, 2 * self.span) if self.span else self.ring.size == 0
 
     @invariant()
     def every_byte_is_there(self):

@@ -19,7 +19,7 @@ from ustack import Engine, _sysctl_inert
 from ustack.sysctl import Sysctl, sysctl_get, sysctl_names, sysctl_set
 
 TOP = Path(__file__).parents[2]
-#: not ustack's: IPsec, and a write-only switch
+#: not ustack's: IPsec; and a switch that can only be written
 LEFT_OUT = {"net.core.xfrm_acq_expires", "net.core.xfrm_aevent_etime", "net.core.xfrm_aevent_rseqth", "net.core.xfrm_larval_drop",
             "net.ipv4.xfrm4_gc_thresh", "net.ipv4.route.flush"}
 #: the machine's, not the namespace's; a kernel shows them in the first namespace only

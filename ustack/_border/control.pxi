@@ -175,6 +175,13 @@ def set_mtu(Engine engine not None, uint32_t mtu):
     release(engine.e, &engine.s)
 
 
+def flush_route_cache(Engine engine not None):
+    """`ip route flush cache`, net.ipv4.route.flush: forgets the path MTUs that were learned."""
+    acquire(engine.e, &engine.s)
+    pmtu_flush(engine.e)
+    release(engine.e, &engine.s)
+
+
 def flush_metrics(Engine engine not None):
     """`ip tcp_metrics flush`."""
     acquire(engine.e, &engine.s)

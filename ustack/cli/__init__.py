@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-FAILED, USAGE, MACHINE, SKIPPED, INTERRUPTED = 1, 2, 3, 4, 130
+FAILED, MACHINE, SKIPPED, INTERRUPTED = 1, 3, 4, 130          # 2, a wrong command line, is click's
 
 
 def lacking(command: str, package: str) -> click.Command:

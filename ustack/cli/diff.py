@@ -12,12 +12,9 @@ from typing import Any
 import click
 
 from ..lab import errors, run
-from ..replay import FormatError, Recording, Result, load, parse, replay
-from ..replay.recording import Scenario
+from ..replay import FormatError, Result, load, parse, replay
 from ..replay.report import Difference, differs, lines, skipped, totals, totals_line
 from . import FAILED, MACHINE, SKIPPED
-
-Pair = tuple[Recording, Scenario]
 
 
 def _wanted(name: str, patterns: Sequence[str]) -> bool:

@@ -46,12 +46,6 @@ cdef inline idx_t bind_bucket_make_(engine_t* e, uint16_t port) noexcept nogil:
     return i
 
 
-cdef inline ref_t bind_next_owner(engine_t* e, ref_t owner) noexcept nogil:
-    if ref_kind(owner) == KIND_TCB:
-        return sk_at(e, ref_idx(owner)).bind_next
-    return tw_at(e, ref_idx(owner)).bind_next
-
-
 cdef inline void bind_push_(engine_t* e, bindb_t* b, ref_t owner, ref_t* next) noexcept nogil:
     # The newest owner goes to the head.
     next[0] = b.owners

@@ -1,4 +1,4 @@
-# Internet checksum: RFC 1071, incremental update RFC 1624 (layer 1).
+# Internet checksum: RFC 1071 (layer 1).
 #
 # A partial sum is 64 bits wide, counts with end-around carry, and is made of words as they lie in memory (the
 # one's complement sum does not depend on byte order until it is folded). csum_fold turns it into the number that
@@ -113,16 +113,3 @@ cdef inline uint16_t csum_fold_partial(uint64_t sum) noexcept nogil:
 cdef inline uint64_t csum_pseudo(uint32_t src, uint32_t dst, uint8_t proto, uint32_t n) noexcept nogil:
     # Partial sum of the IPv4 pseudo-header; n is the length of the upper-layer packet, below 65,536.
     return <uint64_t>ustack_be32(src) + ustack_be32(dst) + ustack_be16(proto) + ustack_be16(<uint16_t>n)
-
-
-cdef inline uint16_t csum_replace16(uint16_t check, uint16_t old, uint16_t new) noexcept nogil:
-    # RFC 1624 equation 3: the checksum after one 16-bit word of the packet has changed.
-    cdef uint32_t s = <uint32_t><uint16_t>~check + <uint16_t>~old + new
-    s = (s & 0xffff) + (s >> 16)
-    s = (s & 0xffff) + (s >> 16)
-    return <uint16_t>~s
-
-
-cdef inline uint16_t csum_replace32(uint16_t check, uint32_t old, uint32_t new) noexcept nogil:
-    check = csum_replace16(check, <uint16_t>(old >> 16), <uint16_t>(new >> 16))
-    return csum_replace16(check, <uint16_t>old, <uint16_t>new)

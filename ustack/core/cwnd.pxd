@@ -91,10 +91,6 @@ cdef inline bint tcp_in_slow_start(tcb_t* sk) noexcept nogil:
     return sk.snd_cwnd < sk.snd_ssthresh
 
 
-cdef inline bint tcp_in_initial_slowstart(tcb_t* sk) noexcept nogil:
-    return sk.snd_ssthresh >= TCP_INFINITE_SSTHRESH
-
-
 cdef inline bint tcp_in_cwnd_reduction(tcb_t* sk) noexcept nogil:
     return sk.ca_state == TCP_CA_CWR or sk.ca_state == TCP_CA_RECOVERY
 

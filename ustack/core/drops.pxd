@@ -19,7 +19,6 @@ cdef inline void drop_late(engine_t* e, const flow_t* flow, int reason) noexcept
     cdef event_t* ev
     cdef hook_drop_t a
     drop_inc(&e.stats, reason)
-    e.drops_total += 1
     ev = ev_push(e, EV_DROP, <uint16_t>reason)
     if ev != NULL:
         ev.flow = flow[0]

@@ -200,7 +200,6 @@ cdef inline int engine_init(engine_t* e, const engine_params_t* p) noexcept nogi
     e.default_cc = CC_CUBIC
     e.mtu = or_default_(p.mtu, DEF_MTU)
     e.tso_max = DEF_TSO_MAX
-    e.ifindex = 2
     e.rt_gen = 1
     e.icmp_global_last = p.now - NS_PER_SEC
     engine_keys_(e, p.seed, p.seed_len)
@@ -256,7 +255,6 @@ cdef inline void engine_drop_hook_(engine_t* e, const uint8_t* p, uint32_t n, in
 cdef inline void engine_drop_(engine_t* e, const uint8_t* p, uint32_t n, int reason) noexcept nogil:
     cdef event_t* ev
     drop_inc(&e.stats, reason)
-    e.drops_total += 1
     if e.rx_listener != 0:
         lst_at(e, e.rx_listener).drop_by[reason] += 1
     ev = ev_push(e, EV_DROP, <uint16_t>reason)

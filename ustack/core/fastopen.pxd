@@ -135,7 +135,6 @@ cdef inline bint fastopen_queue_check_(engine_t* e, listener_t* l) noexcept nogi
     l.fo_rskq_head = ext_at(e, x).next
     if l.fo_rskq_head == 0:
         l.fo_rskq_tail = 0
-    l.fo_rskq_n -= 1
     l.fo_qlen -= 1
     pool_free(&e.ext, x)
     return True

@@ -150,4 +150,3 @@ cdef inline void listen_stop(engine_t* e, tcb_t* sk) noexcept nogil:
         pool_free(&e.ext, x)
         l.fo_qlen -= 1
     l.fo_rskq_tail = 0
-    l.fo_rskq_n = 0

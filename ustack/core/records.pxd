@@ -119,7 +119,6 @@ cdef struct listener_t:
     int32_t fo_qlen
     idx_t fo_rskq_head          # RST-held Fast Open slots (FIFO of (expiry)), see fastopen.pxd
     idx_t fo_rskq_tail
-    int32_t fo_rskq_n
     uint8_t fo_key_set          # TCP_FASTOPEN_KEY on this listener
     uint8_t fo_has_backup
     uint8_t fo_key[16]

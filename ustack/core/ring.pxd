@@ -96,18 +96,6 @@ cdef inline void ring_release(ring_t* r, uint8_t** old) noexcept nogil:
     r.size = 0
 
 
-cdef inline int ring_shrink(ring_t* r, uint32_t base_seq, uint32_t used_span, uint8_t** old) noexcept nogil:
-    # Down to what the live span needs; no memory at all for an empty one.
-    cdef uint32_t size = ring_round_(used_span)
-    old[0] = NULL
-    if used_span == 0:
-        ring_release(r, old)
-        return 0
-    if size >= r.size:
-        return 0
-    return ring_resize_(r, base_seq, used_span, size, old)
-
-
 cdef inline uint32_t ring_ranges(const ring_t* r, uint32_t seq, uint32_t n, const uint8_t** p0, uint32_t* l0,
                                  const uint8_t** p1, uint32_t* l1) noexcept nogil:
     # The one or two pieces of memory that hold [seq, seq + n), n <= size. Returns n.

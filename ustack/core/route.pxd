@@ -351,7 +351,7 @@ cdef inline pmtu_t* pmtu_make_(engine_t* e, uint32_t dst) noexcept nogil:
 
 
 cdef inline void pmtu_flush(engine_t* e) noexcept nogil:
-    # `ip route flush cache`
+    # `ip route flush cache`: every learned path MTU is forgotten; sockets look up their route again.
     cdef int h
     cdef idx_t i
     cdef idx_t next

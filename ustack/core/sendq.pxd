@@ -58,10 +58,6 @@ cdef inline bint tcp_urg_mode(const tcb_t* sk) noexcept nogil:
     return sk.snd_una != sk.snd_up
 
 
-cdef inline bint sq_rtx_empty(const tcb_t* sk) noexcept nogil:
-    return sk.sq_head == sk.send_head
-
-
 cdef inline bint sq_wq_empty(const tcb_t* sk) noexcept nogil:
     return sk.send_head == 0
 
@@ -84,10 +80,6 @@ cdef inline idx_t sq_wq_tail(const tcb_t* sk) noexcept nogil:
     return sk.sq_tail if sk.send_head else 0
 
 
-cdef inline idx_t sq_next(engine_t* e, idx_t i) noexcept nogil:
-    return sr_at(e, i).next
-
-
 cdef inline idx_t sq_rtx_next(engine_t* e, const tcb_t* sk, idx_t i) noexcept nogil:
     """The next record of the retransmit queue, 0 at its end."""
     i = sr_at(e, i).next
@@ -96,10 +88,6 @@ cdef inline idx_t sq_rtx_next(engine_t* e, const tcb_t* sk, idx_t i) noexcept no
 
 cdef inline uint32_t sr_payload_seq(const srec_t* r) noexcept nogil:
     return r.seq + 1 if r.flags & TH_SYN else r.seq
-
-
-cdef inline uint16_t sr_mss(const srec_t* r) noexcept nogil:
-    return r.gso_size
 
 
 cdef inline bint sr_can_collapse_to(const srec_t* r) noexcept nogil:

@@ -26,14 +26,6 @@ cdef inline bint between(uint32_t s, uint32_t lo, uint32_t hi) noexcept nogil:
     return hi - lo >= s - lo
 
 
-cdef inline uint32_t seq_max(uint32_t a, uint32_t b) noexcept nogil:
-    return a if after(a, b) else b
-
-
-cdef inline uint32_t seq_min(uint32_t a, uint32_t b) noexcept nogil:
-    return a if before(a, b) else b
-
-
 cdef inline uint32_t u32_min(uint32_t a, uint32_t b) noexcept nogil:
     return a if a < b else b
 
@@ -54,21 +46,12 @@ cdef inline uint64_t u64_min(uint64_t a, uint64_t b) noexcept nogil:
     return a if a < b else b
 
 
-cdef inline uint64_t u64_max(uint64_t a, uint64_t b) noexcept nogil:
-    return a if a > b else b
-
-
 cdef inline int64_t i64_min(int64_t a, int64_t b) noexcept nogil:
     return a if a < b else b
 
 
 cdef inline int64_t i64_max(int64_t a, int64_t b) noexcept nogil:
     return a if a > b else b
-
-
-cdef inline int64_t i64_clamp(int64_t x, int64_t lo, int64_t hi) noexcept nogil:
-    # lo wins when the bounds cross.
-    return i64_max(i64_min(x, hi), lo)
 
 
 cdef inline int ilog2_u32(uint32_t x) noexcept nogil:
@@ -79,8 +62,3 @@ cdef inline int ilog2_u32(uint32_t x) noexcept nogil:
 cdef inline uint32_t rounddown_u32(uint32_t x, uint32_t m) noexcept nogil:
     # m != 0
     return x - x % m
-
-
-cdef inline uint32_t roundup_u32(uint32_t x, uint32_t m) noexcept nogil:
-    # m != 0 and x + m - 1 < 2^32
-    return (x + m - 1) // m * m

@@ -462,7 +462,6 @@ cdef inline void fastopen_remove(engine_t* e, tcb_t* sk, bint reset) noexcept no
     else:
         l.fo_rskq_head = x
     l.fo_rskq_tail = x
-    l.fo_rskq_n += 1
     l.fo_qlen += 1
 
 

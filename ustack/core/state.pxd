@@ -5,7 +5,7 @@
 # driver's lock.
 
 from ustack.core.types cimport (
-    DROP_REASONS, TM_KINDS, idx_t, int16_t, int32_t, int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    idx_t, int16_t, int32_t, int64_t, ns_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.config cimport config_t
 from ustack.core.ehash cimport ehash_t
@@ -172,10 +172,8 @@ cdef struct engine_t:
     const void* cc_user[8]      # cc_ops_t (cc.pxd) of CC_USER .. CC_USER + CC_USER_MAX - 1, NULL = none
     void* cc_gone               # cc_release, set by the first of them, for sk_set_cc below it
     uint8_t tx_refuse           # the link takes no frame: every transmission is a local drop (a queue of limit 0)
-    uint8_t strict              # parity mode: nothing that Linux would not show on the wire
     uint32_t mtu                # of the link
     uint32_t tso_max            # largest super-segment's payload + headers (65536), 0 = no TSO (ethtool tso off gso off)
-    uint32_t ifindex
     addr_t addrs[MAX_ADDR]
     uint32_t n_addrs
     route_t routes[MAX_ROUTE]
@@ -220,7 +218,6 @@ cdef struct engine_t:
     uint8_t* frag_area          # no-reserve mapping: payload and runs of each frag slot
     uint32_t frag_rid[FRAG_HASH]    # fragments seen per source (hashed)
     ipopt_t ipopt               # of the packet in process
-    uint32_t port_offset        # ephemeral port search
     uint32_t port_perturb[PORT_PERTURB]     # connect(): where the search for a port begins, per destination (hashed)
     uint64_t key_port[2]        # ... and the key of that hash
     uint8_t reserved_ports[8192]
@@ -294,4 +291,3 @@ cdef struct engine_t:
     uint32_t connect_rto_ms     # what a connect hook chose for the SYN of this call
     idx_t rx_listener           # of the packet in process: the listener that decides about it, 0 = none
     stats_t stats
-    uint64_t drops_total

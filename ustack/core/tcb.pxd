@@ -232,7 +232,6 @@ cdef struct tcb_t:
     uint8_t ack_pending         # ICSK_ACK_*
     uint8_t ack_quick
     uint8_t ack_pingpong
-    uint8_t ack_retry
     uint8_t compressed_ack
     uint8_t ecn_flags
     uint8_t urg_state           # 0, TCP_URG_NOTYET 0x01, TCP_URG_VALID 0x02, TCP_URG_READ 0x04
@@ -305,7 +304,6 @@ cdef struct tcb_t:
     uint8_t probes_out
     uint8_t ca_state
     uint8_t ca_initialized
-    uint8_t reordering_seen
     uint8_t frto
     # ---- 384: delivery, pacing, RTT
     uint32_t delivered

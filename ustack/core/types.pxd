@@ -33,7 +33,6 @@ cdef enum:
     TM_COMPACK = 7              # tcb: compressed (SACK) ACK release
     TM_FRAG = 8                 # fragment queue expiry
     TM_WAITER = 9               # deadline of a blocked call
-    TM_KINDS = 10
 
 cdef enum:
     NS_PER_MS = 1000000
@@ -178,11 +177,9 @@ cdef enum:
     E_DOM = 33
     E_NONET = 64
     E_PROTO = 71
-    E_DESTADDRREQ = 89
     E_MSGSIZE = 90
     E_NOPROTOOPT = 92
     E_OPNOTSUPP = 95
-    E_AFNOSUPPORT = 97
     E_ADDRINUSE = 98
     E_ADDRNOTAVAIL = 99
     E_NETDOWN = 100

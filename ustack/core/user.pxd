@@ -228,7 +228,6 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.segs_out = 0
     sk.data_segs_in = 0
     sk.data_segs_out = 0
-    sk.reordering_seen = 0
     sk.app_limited = 0xffffffffUL
     sk.rack_mstamp = 0
     sk.rack_advanced = 0

@@ -90,7 +90,6 @@ cdef inline void tcp_event_ack_sent(engine_t* e, tcb_t* sk, uint32_t rcv_nxt) no
         return
     tcp_dec_quickack_mode(sk)
     sk.ack_pending = 0
-    sk.ack_retry = 0
     sk_clear_delack(e, sk)
 
 
