@@ -67,7 +67,7 @@ cdef inline void snap_ref(engine_t* e, ref_t ref, snap_t* s) noexcept nogil:
         s.l = lst_at(e, s.rq.listener)[0]
         s.age = -1
         if s.l.sk:
-            s.age = e.now - req_sent_at(e, sk_at(e, s.l.sk), req_at(e, i))
+            s.age = e.now - req_sent_at(e, req_at(e, i))
     elif s.kind == KIND_TW:
         s.tw = tw_at(e, i)[0]
         snap_timer(e, s, 3, (<uint32_t> TM_TW << REF_SHIFT) | i, 0)

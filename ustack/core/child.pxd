@@ -25,7 +25,8 @@ from ustack.core.synack cimport req_rwnd, req_ts_off, req_window_clamp
 from ustack.core.tcb cimport (
     SF_BROADCAST, SF_DEBUG, SF_DONTROUTE, SF_FREEBIND, SF_INQ, SF_IN_EHASH, SF_KEEPOPEN, SF_LINGER, SF_NO_CHECK_TX,
     SF_OOO_INLINE, SF_RECVERR, SF_RECVTOS, SF_REUSEADDR, SF_REUSEPORT, SF_RXSTAMP, SF_SAVE_SYN, SF_TIMESTAMP,
-    SF_TIMESTAMPING, SF_TIMESTAMPNS, SF_TRANSPARENT, SF_URGINLINE, SF_ZEROCOPY, SOCK_BINDPORT_LOCK, TCP_ECN_OK, tcb_t,
+    SF_TIMESTAMPING, SF_TIMESTAMPNS, SF_TRANSPARENT, SF_URGINLINE, SF_ZEROCOPY, SOCK_BINDPORT_LOCK, TCP_ECN_OK,
+    TCP_RTO_MAX_DEFAULT_MS, tcb_t,
 )
 from ustack.core.types cimport (
     KIND_REQ, KIND_TCB, NS_PER_MS, NS_PER_SEC, TCP_SYN_RECV, idx_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
@@ -41,28 +42,27 @@ cdef enum:
 
 
 # ---- when the request's first SYN-ACK was sent -----------------------------------------------------------------------------------
-cdef inline ns_t req_timeout(engine_t* e, tcb_t* lsk, const req_t* rq, uint32_t n) noexcept nogil:
-    # Length of the n-th wait for the third ACK (facts D1): 1 s doubled n times, at most tcp_rto_max.
+cdef inline ns_t req_timeout(engine_t* e, const req_t* rq, uint32_t n) noexcept nogil:
+    # Length of the n-th wait for the third ACK (facts D1): 1 s doubled n times, at most 120 s, whatever tcp_rto_max_ms says.
     cdef ns_t first = NS_PER_SEC
-    cdef ns_t top = (lsk.opt.rto_max_ms if lsk.opt.rto_max_ms != 0 else <ns_t>e.cfg.tcp_rto_max_ms) * NS_PER_MS
     if rq.ext != 0 and ext_at(e, rq.ext).hook_rto_ms != 0:
         first = <ns_t>ext_at(e, rq.ext).hook_rto_ms * NS_PER_MS
-    return i64_min(first << (n if n < 24 else 24), top)
+    return i64_min(first << (n if n < 24 else 24), <ns_t>TCP_RTO_MAX_DEFAULT_MS * NS_PER_MS)
 
 
-cdef inline ns_t req_sent_at(engine_t* e, tcb_t* lsk, const req_t* rq) noexcept nogil:
+cdef inline ns_t req_sent_at(engine_t* e, const req_t* rq) noexcept nogil:
     # The request keeps no time: its timer's deadline less the waits so far tells it, until a duplicate SYN restarts the timer. With
-    # timestamps the first TSval tells it to the millisecond.
+    # timestamps the first TSval tells it to the millisecond, where a later one has been sent.
     cdef uint32_t i
     cdef ns_t t = rq.timer.deadline
     cdef uint32_t ago_ms
     if rq.ext != 0 and ext_at(e, rq.ext).hook_timer:
         return ext_at(e, rq.ext).synack_at
-    if rq.flags & RQ_TSTAMP_OK and rq.num_retrans != 0:
+    if rq.flags & RQ_TSTAMP_OK and rq.tsval_span != 0:
         ago_ms = tcp_clock_ms(e) - (rq.tsval_first - req_ts_off(e, rq))
         return <ns_t>(wall_ns(e) // 1000000 - ago_ms) * NS_PER_MS - e.wall_offset
     for i in range(<uint32_t>rq.num_timeout + 1):
-        t -= req_timeout(e, lsk, rq, i)
+        t -= req_timeout(e, rq, i)
     return t
 
 
@@ -129,7 +129,7 @@ cdef inline void child_sequence_(engine_t* e, tcb_t* c, const req_t* rq, const s
     c.ecn_flags = TCP_ECN_OK if rq.flags & RQ_ECN_OK else 0
 
 
-cdef inline void child_retransmits_(engine_t* e, tcb_t* c, tcb_t* lsk, const req_t* rq) noexcept nogil:
+cdef inline void child_retransmits_(engine_t* e, tcb_t* c, const req_t* rq) noexcept nogil:
     # Facts D11: more than one lost SYN-ACK costs the initial window, unless the timestamp shows that none was lost.
     if rq.num_retrans != 0:
         sk_los(e, c).total_retrans = rq.num_retrans
@@ -137,7 +137,7 @@ cdef inline void child_retransmits_(engine_t* e, tcb_t* c, tcb_t* lsk, const req
         return
     sk_los(e, c).total_rto = rq.num_timeout
     c.undo_marker = rq.isn
-    c.retrans_stamp = req_sent_at(e, lsk, rq)
+    c.retrans_stamp = req_sent_at(e, rq)
     sk_los(e, c).total_rto_time_ms = <uint32_t>((e.now - c.retrans_stamp) // NS_PER_MS)
     sk_los(e, c).total_rto_recoveries = 1
 
@@ -207,7 +207,7 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
     c.rcv_saddr = rq.en.laddr
     sk_set_state(e, c, TCP_SYN_RECV)
     child_sequence_(e, c, rq, s)
-    child_retransmits_(e, c, lsk, rq)
+    child_retransmits_(e, c, rq)
     child_ip_options_(e, c, rq)
     mib_inc(&e.stats, MIB_TcpPassiveOpens)
     if child_route_(e, c, lsk, syn_tos) != 0 or bind_inherit(e, c, lsk) != 0 or not child_hash_(e, c, ri):

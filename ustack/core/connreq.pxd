@@ -276,7 +276,7 @@ cdef inline int req_hash_and_send_(engine_t* e, tcb_t* lsk, idx_t ri, const rout
     if not ehash_insert(&e.ehash, ref_of(KIND_REQ, ri)):
         req_free(e, ri)
         return DROP_NOT_SPECIFIED
-    wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, lsk, rq, 0))
+    wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, rq, 0))
     reqq_added(lst_at(e, rq.listener))
     synack_of_req(e, lsk, rq, rt, &a)
     if rq.flags & RQ_TSTAMP_OK:

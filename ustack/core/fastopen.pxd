@@ -27,7 +27,7 @@ from ustack.core.stats cimport (
     MIB_TcpExtTCPFastOpenPassiveAltKey, MIB_TcpExtTCPFastOpenPassiveFail, MIB_TcpExtTCPSynRetrans, MIB_TcpRetransSegs, mib_inc,
 )
 from ustack.core.synack cimport req_rwnd, synack_emit, synack_ip_, synack_route, synack_t
-from ustack.core.tcb cimport ICSK_TIME_RETRANS, TCP_ECN_OK, tcb_t
+from ustack.core.tcb cimport ICSK_TIME_RETRANS, TCP_ECN_OK, TCP_RTO_MAX_DEFAULT_MS, tcb_t
 from ustack.core.types cimport (
     NS_PER_MS, NS_PER_SEC, OPT_FASTOPEN, OPT_FO_EXP, OPT_TS, TH_ACK, TH_RST, TH_SYN, idx_t, int16_t, int64_t, ns_t, seg_t,
     uint8_t, uint16_t, uint32_t, uint64_t,
@@ -161,7 +161,7 @@ cdef inline tcb_t* fastopen_create_child_(engine_t* e, tcb_t* lsk, req_t* rq, co
     lst_at(e, lsk.listener).fo_qlen += 1
     c.snd_wnd = s.wnd                   # the window of a SYN is never scaled
     c.max_window = c.snd_wnd
-    tcp_reset_xmit_timer(e, c, ICSK_TIME_RETRANS, req_timeout(e, lsk, rq, 0))
+    tcp_reset_xmit_timer(e, c, ICSK_TIME_RETRANS, req_timeout(e, rq, 0))
     tcp_init_transfer(e, c, True)
     c.rcv_nxt = s.seq + 1
     rcv_queue_syn_data(e, c, s)
@@ -258,7 +258,7 @@ cdef inline int fastopen_check_req(engine_t* e, tcb_t* c, seg_t* s) noexcept nog
     # tcp_check_req for the child itself: FO_*. The ACK number is the child's own matter. The segment's options are parsed.
     cdef reqext_t* ext = ext_at(e, c.fastopen_rsk)
     cdef uint32_t flg = s.flags & (TH_RST | TH_SYN | TH_ACK)
-    cdef ns_t waited = i64_min(NS_PER_SEC << (ext.num_timeout if ext.num_timeout < 24 else 24), <ns_t>e.cfg.tcp_rto_max_ms * NS_PER_MS)
+    cdef ns_t waited = i64_min(NS_PER_SEC << (ext.num_timeout if ext.num_timeout < 24 else 24), <ns_t>TCP_RTO_MAX_DEFAULT_MS * NS_PER_MS)
     cdef bint paws = False
     if s.opts & OPT_TS and e.cfg.tcp_timestamps:
         paws = tcp_paws_reject(e, ext.ts_recent, tcp_clock_s(e) - waited // NS_PER_SEC, s.tsval, (s.flags & TH_RST) != 0)

@@ -15,7 +15,8 @@ from ustack.core.setopt cimport SOL_IP, SOL_SOCKET, SOL_TCP, TCP_RTO_MAX_SEC
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
     SF_BROADCAST, SF_DEBUG, SF_DONTROUTE, SF_FREEBIND, SF_INQ, SF_KEEPOPEN, SF_LINGER, SF_RECVERR, SF_RECVTOS, SF_REUSEADDR, SF_REUSEPORT,
-    SF_TIMESTAMP, SF_TIMESTAMPNS, SF_URGINLINE, SF_ZEROCOPY, TCP_NAGLE_CORK, TCP_NAGLE_OFF, tcb_t,
+    SF_TIMESTAMP, SF_TIMESTAMPNS, SF_URGINLINE, SF_ZEROCOPY, TCP_NAGLE_CORK, TCP_NAGLE_OFF, TCP_RTO_MAX_DEFAULT_MS,
+    tcb_t,
 )
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 
@@ -309,7 +310,7 @@ cdef inline int get_sol_tcp(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint
     elif name == 43:                                # TCP_IS_MPTCP
         v = 0
     elif name == 44:
-        v = sk.opt.rto_max_ms if sk.opt.rto_max_ms else <int32_t> e.cfg.tcp_rto_max_ms
+        v = sk.opt.rto_max_ms if sk.opt.rto_max_ms else TCP_RTO_MAX_DEFAULT_MS
     elif name == 45:
         v = <int32_t> sk.rto_min_us
     elif name == 46:

@@ -23,7 +23,7 @@ from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPLossProbes, MIB_TcpExtTCPWinProbe, mib_inc
 from ustack.core.syn cimport tcp_connect, tcp_send_synack
 from ustack.core.tcb cimport (
-    ICSK_TIME_NONE, ICSK_TIME_PROBE0, TCP_NAGLE_OFF, TCP_NAGLE_PUSH, tcb_t,
+    ICSK_TIME_NONE, ICSK_TIME_PROBE0, TCP_NAGLE_OFF, TCP_NAGLE_PUSH, TCP_RTO_MAX_DEFAULT_MS, tcb_t,
 )
 from ustack.core.types cimport (
     NS_PER_MS, TCP_CLOSE, TH_ACK, TH_FIN, TH_PSH, idx_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t,
@@ -45,7 +45,7 @@ cdef enum:
 
 # ---- pushing -----------------------------------------------------------------------------------------------------------------------
 cdef inline ns_t tcp_rto_max(engine_t* e, const tcb_t* sk) noexcept nogil:
-    return <ns_t> (sk.opt.rto_max_ms if sk.opt.rto_max_ms else e.cfg.tcp_rto_max_ms) * NS_PER_MS
+    return <ns_t> (sk.opt.rto_max_ms if sk.opt.rto_max_ms else TCP_RTO_MAX_DEFAULT_MS) * NS_PER_MS
 
 
 cdef inline ns_t tcp_probe0_base(const tcb_t* sk) noexcept nogil:

@@ -127,8 +127,7 @@ cdef inline int req_rtx_synack_(engine_t* e, tcb_t* lsk, req_t* rq) noexcept nog
         return -1
     mib_inc(&e.stats, MIB_TcpRetransSegs)
     mib_inc(&e.stats, MIB_TcpExtTCPSynRetrans)
-    if rq.num_retrans != 255:
-        rq.num_retrans += 1
+    rq.num_retrans += 1         # Linux's is 8 bits too: 256 repetitions are none
     return 0
 
 
@@ -160,7 +159,7 @@ cdef inline void req_duplicate_syn_(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
     if req_limited_(e, rq, s, MIB_TcpExtTCPACKSkippedSynRecv, True):
         return
     if req_rtx_synack_(e, lsk, rq) == 0:
-        wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, lsk, rq, rq.num_timeout))
+        wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, rq, rq.num_timeout))
 
 
 cdef inline int req_embryonic_reset_(engine_t* e, idx_t ri, const seg_t* s) noexcept nogil:
@@ -213,7 +212,7 @@ cdef inline int req_promote_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint s
     cdef bint migrated = own != lsk.listener
     cdef bint was_young = rq.num_timeout == 0
     cdef int tos = -1
-    cdef ns_t sent = req_sent_at(e, lsk, rq)
+    cdef ns_t sent = req_sent_at(e, rq)
     cdef bint repeated = rq.num_retrans != 0
     cdef uint8_t room = HOOK_PASS
     cdef int asked
@@ -286,7 +285,7 @@ cdef inline int req_check_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s) noexcept
     if saw_ts:
         if s.tsecr != 0 and rq.flags & RQ_TSTAMP_OK:
             tsecr = not between(s.tsecr, rq.tsval_first, req_tsval_last(e, rq))
-        paws = tcp_paws_reject(e, rq.ts_recent, tcp_clock_s(e) - req_timeout(e, lsk, rq, rq.num_timeout) // NS_PER_SEC, s.tsval,
+        paws = tcp_paws_reject(e, rq.ts_recent, tcp_clock_s(e) - req_timeout(e, rq, rq.num_timeout) // NS_PER_SEC, s.tsval,
                                (s.flags & TH_RST) != 0)
     if s.seq == rq.risn and s.flags & (TH_RST | TH_SYN | TH_ACK) == TH_SYN and not paws:
         req_duplicate_syn_(e, lsk, rq, ri, s)
@@ -334,9 +333,9 @@ cdef inline uint32_t synack_retries_(engine_t* e, const tcb_t* lsk, const listen
     return n
 
 
-cdef inline void req_keep_sent_(engine_t* e, tcb_t* lsk, req_t* rq) noexcept nogil:
+cdef inline void req_keep_sent_(engine_t* e, req_t* rq) noexcept nogil:
     # A hook sets the next timeout, so the deadline will no longer tell when the first SYN-ACK was sent.
-    cdef ns_t sent = req_sent_at(e, lsk, rq)
+    cdef ns_t sent = req_sent_at(e, rq)
     cdef reqext_t* x = req_ext(e, rq)
     if x != NULL:
         x.synack_at = sent
@@ -364,7 +363,7 @@ cdef inline bint req_tick_(engine_t* e, tcb_t* lsk, listener_t* l, idx_t ri) noe
         expire = verdict == HOOK_DROP or (expire and verdict != HOOK_ACCEPT)
         resend = resend and verdict != HOOK_SKIP
         if timer.next_ms != 0:
-            req_keep_sent_(e, lsk, rq)
+            req_keep_sent_(e, rq)
     if expire:
         return False
     if resend and req_rtx_synack_(e, lsk, rq) != 0 and not acked:
@@ -374,7 +373,7 @@ cdef inline bint req_tick_(engine_t* e, tcb_t* lsk, listener_t* l, idx_t ri) noe
     if rq.num_timeout != 255:
         rq.num_timeout += 1
     wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri,
-              e.now + (<ns_t>timer.next_ms * NS_PER_MS if timer.next_ms != 0 else req_timeout(e, lsk, rq, rq.num_timeout)))
+              e.now + (<ns_t>timer.next_ms * NS_PER_MS if timer.next_ms != 0 else req_timeout(e, rq, rq.num_timeout)))
     return True
 
 

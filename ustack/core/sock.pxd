@@ -26,7 +26,7 @@ from ustack.core.state cimport EV_STATE, RINGS_KEPT, engine_t, event_t
 from ustack.core.stats cimport MIB_TcpAttemptFails, MIB_TcpCurrEstab, MIB_TcpEstabResets, MIB_TcpExtTCPFastOpenBlackhole, mib_dec, mib_inc
 from ustack.core.tcb cimport (
     ICSK_TIME_NONE, SF_ACCEPTED, SF_DEAD, SF_IN_EHASH, SF_IN_READY, SOCK_BINDPORT_LOCK, SOCK_CONNECT_BIND, SS_UNCONNECTED,
-    TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, sklos_t, skopt_t, tcb_t,
+    TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, TCP_RTO_MAX_DEFAULT_MS, sklos_t, skopt_t, tcb_t,
 )
 from ustack.core.wake cimport ev_push, garbage_put, sk_state_change, waiter_finish
 from ustack.core.wheel cimport wheel_arm, wheel_disarm
@@ -52,7 +52,7 @@ cdef inline void tcp_segs_in(tcb_t* sk, const seg_t* s) noexcept nogil:
 # ---- timers ------------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_reset_xmit_timer(engine_t* e, tcb_t* sk, uint8_t what, ns_t when) noexcept nogil:
     """Arm the retransmission timer for purpose `what` in `when` ns, at most tcp_rto_max."""
-    cdef ns_t top = (<ns_t> sk.opt.rto_max_ms if sk.opt.rto_max_ms else e.cfg.tcp_rto_max_ms) * 1000000
+    cdef ns_t top = (<ns_t> sk.opt.rto_max_ms if sk.opt.rto_max_ms else TCP_RTO_MAX_DEFAULT_MS) * 1000000
     if when > top:
         when = top
     sk.icsk_pending = what

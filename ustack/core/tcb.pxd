@@ -23,6 +23,7 @@ from ustack.core.ring cimport ring_t
 from ustack.core.rtt cimport minmax_t, rtt_t
 
 cdef enum:
+    TCP_RTO_MAX_DEFAULT_MS = 120000
     # tcb.shutdown
     RCV_SHUTDOWN = 1
     SEND_SHUTDOWN = 2
@@ -126,7 +127,7 @@ cdef struct skopt_t:            # slot 0 of its pool holds the defaults (access.
     uint64_t max_pacing_rate    # bytes/s, ~0 = unlimited
     uint32_t linger_s
     uint32_t user_timeout_ms
-    uint32_t rto_max_ms         # TCP_RTO_MAX_MS, 0 = sysctl
+    uint32_t rto_max_ms         # TCP_RTO_MAX_MS, or what the sysctl was at socket(); 0 = TCP_RTO_MAX_DEFAULT_MS
     int32_t keepalive_time_s    # TCP_KEEPIDLE, 0 = sysctl
     int32_t keepalive_intvl_s   # TCP_KEEPINTVL
     int32_t linger2_s           # TCP_LINGER2: 0 = sysctl, -1 = off

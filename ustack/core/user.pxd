@@ -43,7 +43,7 @@ from ustack.core.stats cimport (
 from ustack.core.tcb cimport (
     RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_FREEBIND, SF_LINGER, SF_NOSPACE, SF_URGINLINE,
     SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK, SS_CONNECTED, SS_CONNECTING, SS_DISCONNECTING, SS_UNCONNECTED, TCP_INFINITE_SSTHRESH,
-    TCP_INIT_CWND, tcb_t,
+    TCP_INIT_CWND, TCP_RTO_MAX_DEFAULT_MS, tcb_t,
 )
 from ustack.core.timewait cimport tcp_fin_time, tcp_time_wait
 from ustack.core.wheel cimport wheel_arm
@@ -66,6 +66,8 @@ cdef inline tcb_t* user_socket(engine_t* e) noexcept nogil:
     cdef tcb_t* sk = sk_alloc(e)
     if sk != NULL:
         sk.sflags |= SF_ACCEPTED
+        if e.cfg.tcp_rto_max_ms != TCP_RTO_MAX_DEFAULT_MS:
+            sk_opt(e, sk).rto_max_ms = <uint32_t> e.cfg.tcp_rto_max_ms
     return sk
 
 

@@ -4,7 +4,8 @@
     A0 = socket 192.0.2.1:5000 TCP_NODELAY=1  a socket, bound if an address is given
     c1: from 198.51.100.7:4000 to :8000       the endpoint c1 (made at its first line, else from 192.0.2.2 to the newest listener)
     c1: syn mss=536 nots                      open | syn | synack | ack | data 100 | fin | rst | seg FLAGS | icmp 3/1 | default WORDS
-    c1..c5: open                              the line for c1, c2 .. c5; with `quick` at once, without the 2 ms of quiet after each packet
+    c1..c5: open                              the line for c1, c2 .. c5; with `quick` at once, without the 2 ms of quiet after each
+                                              packet; with `times=3` three times
     L0.accept C0                              accept, recv, send, close, shutdown, setsockopt, getsockopt, info, error, connect, bind,
                                               listen, poll, name, peer, block, nonblock
     spawn L0.accept C0 / join                 the call on a thread of its own / wait for all of them
@@ -156,8 +157,10 @@ class Script:
 
     def _client(self, name: str, words: list[str]) -> None:
         self.bench.quick = "quick" in words
+        times = next((int(w[6:]) for w in words if w.startswith("times=")), 1)
         try:
-            self._verb(name, [w for w in words if w != "quick"])
+            for _ in range(times):
+                self._verb(name, [w for w in words if w != "quick" and not w.startswith("times=")])
         finally:
             self.bench.quick = False
 
