@@ -8,7 +8,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from ustack.core.cksum cimport csum_add, csum_fold, csum_pseudo
 from ustack.core.engine cimport (
@@ -16,7 +16,7 @@ from ustack.core.engine cimport (
     engine_time,
 )
 from ustack.core.route cimport addr_add, route_default
-from ustack.core.service cimport SVC_CHUNK, SVC_CHARGEN, SVC_DISCARD, service_pump, service_set
+from ustack.core.service cimport SVC_CHUNK, SVC_CHARGEN, SVC_DISCARD, SVC_HTTP, service_pump, service_set
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 from ustack.core.tx cimport tx_batch_done, tx_batch_free, tx_swap, txbatch_t
@@ -55,6 +55,9 @@ cdef extern from *:
     void* ustack_opaque(void*) noexcept nogil
 
 ctypedef void (*round_f)(engine_t*, const uint8_t*, uint32_t, uint32_t, uint8_t, uint32_t, txbatch_t*, uint8_t*) noexcept nogil
+
+SERVICES = {"chargen": SVC_CHARGEN, "discard": SVC_DISCARD, "http": SVC_HTTP}
+REQUEST = b"GET / HTTP/1.1\r\nHost: 198.18.0.2\r\n\r\n"
 
 OPTIMIZED = bool(ustack_optimized)      # counts and times of an -O0 build say nothing
 
@@ -234,7 +237,7 @@ cdef class Flood:
 
 
 cdef class Stream:
-    # One connection to a service of the engine, the client's packets written by hand: data into discard, ACKs of what chargen sends.
+    # One connection to a service of the engine, the client's packets written by hand: data into discard, ACKs of what chargen sends, requests.
     cdef engine_t* e
     cdef txbatch_t batch
     cdef uint8_t* scratch
@@ -263,7 +266,7 @@ cdef class Stream:
         sk = user_socket(self.e)
         if sk == NULL or user_bind(self.e, sk, 0, 80) != 0 or user_listen(self.e, sk, 16) != 0:
             raise RuntimeError("no listener")
-        service_set(self.e, sk, SVC_CHARGEN if service == "chargen" else SVC_DISCARD)
+        service_set(self.e, sk, SERVICES[service])
         write_syn(self.packets, 1)
         self.seq = get32(self.packets + 24) + 1
         round_(self.e, self.packets, LEN, 1, CSUM_NONE, 0, &self.batch, self.scratch)
@@ -322,6 +325,26 @@ cdef class Stream:
                 self.take()
                 self.bytes += at_once * payload
                 n -= 1
+
+    def requests(self, uint32_t n, bint warm=False):
+        # n requests over the kept connection, one a round; each acknowledges the answer before it.
+        cdef round_f run = <round_f>ustack_opaque(<void*>warm_round if warm else <void*>counted_round)
+        cdef bytes head = REQUEST
+        cdef uint32_t size = <uint32_t>len(head)
+        cdef const uint8_t* text = head
+        cdef uint32_t unanswered = 0
+        with nogil:
+            while n != 0:
+                self.ack += self.unacked
+                self.bytes += self.unacked
+                self.unacked = 0
+                self.packet(self.packets, TH_ACK | TH_PSH, size)
+                memcpy(self.packets + HEAD, text, size)
+                run(self.e, self.packets, HEAD + size, 1, CSUM_PARTIAL, 0, &self.batch, self.scratch)
+                self.take()
+                unanswered += self.unacked == 0
+                n -= 1
+        assert unanswered == 0, "requests without an answer"
 
     def acks(self, uint32_t n, bint warm=False):
         # n ACKs, each of two segments, in rounds of as many as there is data for.

@@ -1,6 +1,9 @@
 /* kernel: the kernel's own TCP behind a small server, one thread around epoll: echo (7), discard (9), chargen (19), HTTP (80).
  *
- *   kernel -a ADDRESS [-B BACKLOG] [-c CPU] [-d SECONDS] [-s]         -s: spin instead of sleeping */
+ *   kernel -a ADDRESS [-B BACKLOG] [-c CPU] [-d SECONDS] [-s] [-g]
+ *
+ * -s: spin instead of sleeping. -g: the answers to requests that came together leave by one send() (the server gathers them itself); without it
+ * each leaves by its own, with MSG_MORE while more follow. */
 #include "common.h"
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
@@ -9,6 +12,7 @@ enum { LISTENER = 0x8000, BUFFER = 1 << 18 };
 
 static uint16_t kind[1 << 20];		/* by descriptor: the port, LISTENER set on listening sockets */
 static char in[BUFFER], bulk[BUFFER];
+static int gather;
 
 static void watch(int ep, int fd, uint32_t events)
 {
@@ -30,17 +34,31 @@ static void accept_all(int ep, int listener)
 	}
 }
 
-static void answer_http(int fd, char *p, char *end)
+static int send_gathered(int fd, const char *answer, int count)
 {
 	static char out[BUFFER];
-	int last = memmem(p, end - p, "close", 5) != NULL;
-	const char *answer = last ? ANSWER_LAST : ANSWER_KEEP;
 	size_t length = strlen(answer), n = 0;
-	for (; (p = memmem(p, end - p, "\r\n\r\n", 4)) && n + length <= sizeof out; p += 4, n += length)
+	for (; count > 0 && n + length <= sizeof out; count--, n += length)
 		memcpy(out + n, answer, length);
-	if (n && send(fd, out, n, 0) < 0)
-		last = 1;
-	if (last)
+	return n && send(fd, out, n, 0) < 0 ? -1 : 0;
+}
+
+static int send_each(int fd, const char *answer, int count)
+{
+	size_t length = strlen(answer);
+	for (; count > 0; count--)
+		if (send(fd, answer, length, count > 1 ? MSG_MORE : 0) < 0)
+			return -1;
+	return 0;
+}
+
+static void answer_http(int fd, char *p, char *end)
+{
+	int last = memmem(p, end - p, "close", 5) != NULL, count = 0;
+	const char *answer = last ? ANSWER_LAST : ANSWER_KEEP;
+	for (; (p = memmem(p, end - p, "\r\n\r\n", 4)); p += 4)
+		count++;
+	if ((gather ? send_gathered : send_each)(fd, answer, count) || last)
 		close(fd);
 }
 
@@ -71,13 +89,14 @@ int main(int argc, char **argv)
 	struct epoll_event events[256];
 	int backlog = 4096, cpu = -1, option, seconds = 60, timeout = 200, one = 1, ep = epoll_create1(0);
 	uint32_t address = 0;
-	while ((option = getopt(argc, argv, "a:B:c:d:s")) != -1)
+	while ((option = getopt(argc, argv, "a:B:c:d:sg")) != -1)
 		switch (option) {
 		case 'a': address = documentation_address(optarg); break;
 		case 'B': backlog = atoi(optarg); break;
 		case 'c': cpu = atoi(optarg); break;
 		case 'd': seconds = atoi(optarg); break;
 		case 's': timeout = 0; break;
+		case 'g': gather = 1; break;
 		default: return 2;
 		}
 	stop_after(seconds);

@@ -59,6 +59,9 @@ def must(results: dict[str, Any]) -> str:
             body.append([*cells, "", "", "", *(_ratio(row, "kernel")[:1]), f"≤ {figure(row['most'])} itself", "yes" if holds else "**no**"])
             continue
         body.append([*cells, *_ratio(row, "limit"), *_ratio(row, "kernel")])
+        if "kernel-gather" in f:
+            body.append([f"{row['title']}: a kernel server with one send per batch, for information", "", figure(f["kernel-gather"]["median"]),
+                         cells[3], "", "", "", "", *_ratio(row, "kernel-gather")[:1], "", ""])
     head = ["work", "limit", "kernel", "ustack", "spread", "to the limit", "must", "holds", "to the kernel", "must", "holds"]
     return _grid(head, body)
 

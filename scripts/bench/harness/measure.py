@@ -32,7 +32,7 @@ class Measurement:
         self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
 
     def takes_part(self, row: Row, peer: Peer) -> bool:
-        return row.mode in peer.modes and peer.name not in row.without
+        return row.mode in peer.modes and peer.name not in row.without and (peer.only is None or row.name in peer.only)
 
     @contextlib.contextmanager
     def _server(self, row: Row, peer: Peer) -> Any:

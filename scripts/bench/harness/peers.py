@@ -6,6 +6,7 @@ that a flood is answered by cookies), "queue" (limits out of the way, so that ea
 
 from __future__ import annotations
 
+import abc
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import build, net
-from .process import Server, resident, slab_bytes, slab_objects
+from .process import Failed, Server, resident, slab_bytes, slab_objects
 
 SERVER_SECONDS = "3600"     # no server outlives this, whatever becomes of the harness
 
@@ -29,13 +30,14 @@ class Machine:
     ustack: Path | None = None      # None: to be built
 
 
-class Peer:
+class Peer(abc.ABC):
     """One stack. `start` gives a ready server on its wire."""
 
     name = ""
     title = ""
     version = ""
     modes: tuple[str, ...] = ("tcp", "cookies", "queue", "many")
+    only: frozenset[str] | None = None      # rows it takes part in; None: all of its modes
     idle_is_free = True             # an idle server takes no CPU; one that does is stopped (SIGSTOP) while others are measured
     stretch = 1.0                   # samples this much longer, where little happens in the usual time
     most_rounds = 99
@@ -45,7 +47,7 @@ class Peer:
         self.machine = machine
         self._wire: net.Wire | None = None
 
-    def build(self) -> None:
+    def build(self) -> None:  # noqa: B027 - there may be nothing to make
         """Makes what is needed; Missing or Broken if that cannot be."""
 
     def make_wire(self) -> net.Wire:
@@ -56,13 +58,14 @@ class Peer:
             self._wire = self.make_wire()
         return self._wire
 
+    @abc.abstractmethod
     def command(self, mode: str) -> list[str]:
-        raise NotImplementedError
+        """The server's command line."""
 
     def env(self) -> Mapping[str, str]:
         return {}
 
-    def prepare(self, mode: str) -> None:
+    def prepare(self, mode: str) -> None:  # noqa: B027 - or nothing to prepare
         """What the namespace needs for this mode."""
 
     def start(self, mode: str) -> Server:
@@ -71,8 +74,8 @@ class Peer:
         return Server(wire.inside(wire.server, *self.command(mode)), self.env())
 
     def half_open(self, server: Server) -> int:
-        """Half-open connections of a server that has got nothing but SYNs of new clients."""
-        raise NotImplementedError
+        """Half-open connections of a server that has got nothing but SYNs of new clients; Failed if it does not tell."""
+        raise Failed(f"{self.name} does not tell how many half-open connections it has")
 
     def memory(self, server: Server) -> float:
         """Bytes of memory that its connections are in: the process's, for a stack in user space."""
@@ -141,6 +144,18 @@ class Kernel(Peer):
         backlog = {"cookies": "128", "queue": "4194304", "memory": "4194304"}.get(mode, "4096")
         return [build.program("kernel"), "-a", net.SERVER, "-B", backlog, "-c", str(self.machine.server_cpu), "-d", SERVER_SECONDS,
                 *(["-s"] if mode == "spin" else [])]
+
+
+class KernelGather(Kernel):
+    """The same with a server that puts the answers to pipelined requests into one buffer and sends it once: what a server that knows of batches gets
+    from the kernel. For information; the ratios are to the ordinary one, which sends each answer by itself."""
+
+    name, title = "kernel-gather", "Linux over veth, one send per batch"
+    modes = ("tcp",)
+    only = frozenset({"pipeline-64"})
+
+    def command(self, mode: str) -> list[str]:
+        return [*super().command(mode), "-g"]
 
 
 class Ustack(Peer):
@@ -251,4 +266,4 @@ class Pytcp(Peer):
                            net.TAP_MAC)
 
 
-ALL: tuple[type[Peer], ...] = (Limit, PlainLimit, Kernel, Ustack, Lwip, Smoltcp, Netstack, Pytcp)
+ALL: tuple[type[Peer], ...] = (Limit, PlainLimit, Kernel, KernelGather, Ustack, Lwip, Smoltcp, Netstack, Pytcp)

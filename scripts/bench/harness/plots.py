@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 RATIOS, PEERS = "performance-ratios.svg", "performance-peers.svg"
-COLOURS = {"limit": "#555555", "limit-plain": "#999999", "kernel": "#d08770", "ustack": "#2b6cb0", "lwip": "#7fa650", "smoltcp": "#b48ead",
+COLOURS = {"limit": "#555555", "limit-plain": "#999999", "kernel": "#d08770", "kernel-gather": "#e8b9a5",
+           "ustack": "#2b6cb0", "lwip": "#7fa650", "smoltcp": "#b48ead",
            "gvisor": "#c9a227", "pytcp": "#88c0d0"}
 
 
