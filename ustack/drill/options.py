@@ -75,7 +75,7 @@ class Options:
     tcp_ts_tick_usecs: int = 0
     tcp_ts_ecr_scaled: bool = False
     strict_segments: bool = False
-    send_omit_free: bool = False
+    send_omit_free: bool = False        # no effect: the interpreter keeps no buffer of what it sends
     non_fatal: frozenset[str] = field(default_factory=frozenset)
     ustack_extensions: bool = False
     # Not of the language: what only the command line has.
