@@ -57,6 +57,8 @@ class CongestionControl:
     cong_control(*, ack, flag, rate)        sets window and rate by itself on every ACK, instead of cong_avoid and the reduction of
                                             windows in recovery; rate: Rate
 
+    pacing: segments leave at `conn.pacing_rate`. ecn: needs ECN, as dctcp does (docs/congestion.md).
+
     An exception in a method is raised by the call that drove the stack (inject, run_until, send ...); Reno's answer stands in for the method's.
     """
 

@@ -49,7 +49,7 @@ cdef struct cc_ops_t:
 
 cdef enum:
     CC_F_PACING = 1             # needs pacing
-    CC_F_ECN = 2                # needs ECN: asks for it in the SYN whatever tcp_ecn says, marks every segment
+    CC_F_ECN = 2                # needs ECN, as dctcp does: see cc_needs_ecn
     CC_NAME_MAX = 16
 
 
@@ -91,8 +91,14 @@ cdef inline int cc_by_name(engine_t* e, const char* name, uint32_t n) noexcept n
     return -E_NOENT
 
 
-cdef inline bint cc_needs_ecn(engine_t* e, tcb_t* sk) noexcept nogil:
-    return sk.cc >= CC_USER and (cc_ops_of(e, sk.cc).flags & CC_F_ECN) != 0
+cdef inline bint cc_needs_ecn(engine_t* e, uint8_t cc) noexcept nogil:
+    """tcp_ca_needs_ecn, of CC_*: ECN is asked for and agreed to whatever tcp_ecn says, and every segment is ECT(0)."""
+    return cc >= CC_USER and (cc_ops_of(e, cc).flags & CC_F_ECN) != 0
+
+
+cdef inline void cc_mark_ect(engine_t* e, tcb_t* sk) noexcept nogil:
+    """INET_ECN_xmit or _dontxmit, for a socket that has got a module."""
+    sk.tos = <uint8_t> ((sk.tos & ~3) | (2 if cc_needs_ecn(e, sk.cc) else 0))
 
 
 cdef inline void cc_init(engine_t* e, tcb_t* sk) noexcept nogil:
@@ -109,6 +115,9 @@ cdef inline void cc_init(engine_t* e, tcb_t* sk) noexcept nogil:
             sk.pacing_needed = 1
         if ops.init != NULL:
             ops.init(e, sk)
+    cc_mark_ect(e, sk)
+    if not sk.ecn_flags & TCP_ECN_OK:
+        sk.tos &= ~<uint8_t> 3          # not agreed: in Linux the module's own init sees to that, as dctcp's does
     sk.ca_initialized = 1
 
 
@@ -144,6 +153,7 @@ cdef inline int cc_assign(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
         return 0
     cc_release(e, sk)
     sk_set_cc(e, sk, cc)
+    cc_mark_ect(e, sk)
     if sk.state != TCP_CLOSE and sk.state != TCP_LISTEN:
         cc_init(e, sk)
     return 0

@@ -238,7 +238,7 @@ cdef inline int cookie_syn_(engine_t* e, tcb_t* lsk, listener_t* l, const seg_t*
     if synack_route(e, s.dst, s.src, &rt) != 0:
         listen_drop(e, lsk.listener)
         return DROP_TCP_NO_ROUTE
-    if rq.flags & RQ_TSTAMP_OK and synack_wants_ecn(e, s, rt.entry):
+    if rq.flags & RQ_TSTAMP_OK and synack_wants_ecn(e, lsk, s, rt.entry):
         rq.flags |= RQ_ECN_OK
     synq_overflow(e, l)
     mib_inc(&e.stats, MIB_TcpExtSyncookiesSent)
@@ -308,7 +308,7 @@ cdef inline int req_admit_(engine_t* e, tcb_t* lsk, idx_t ri, const seg_t* s, ui
     h = tuple_secret(e, s.dst, s.src, s.dport, s.sport)
     ts_off = secret_ts_off(e, h)
     rq.isn = tw_isn if tw_isn != 0 else secret_isn(e, h)
-    if synack_wants_ecn(e, s, rt.entry):
+    if synack_wants_ecn(e, lsk, s, rt.entry):
         rq.flags |= RQ_ECN_OK
     if hk != NULL:
         hook_ecn_(hk, rq)

@@ -10,6 +10,8 @@
 # batch, so the segments of a batch share one, and an answer of a built-in service carries it. Segments out of order are acknowledged
 # one by one always. Without engine_batch (virtual time, replay, drill, Engine) there is no such thing.
 
+from ustack.core.cc cimport cc_cwnd_event, cc_needs_ecn
+from ustack.core.cwnd cimport CA_EVENT_ECN_IS_CE, CA_EVENT_ECN_NO_CE
 from ustack.core.types cimport (
     REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_DELACK, int64_t, ns_t, seg_t,
     uint16_t, uint32_t, uint8_t,
@@ -120,8 +122,9 @@ cdef inline void tcp_measure_rcv_mss(engine_t* e, tcb_t* sk, const seg_t* s) noe
     sk.ack_pending |= ICSK_ACK_PUSHED
 
 
-cdef inline void tcp_data_ecn_check(tcb_t* sk, const seg_t* s) noexcept nogil:
-    """RFC 3168 6.1.3 (facts J13): congestion experienced is echoed until the peer answers with CWR."""
+cdef inline void tcp_data_ecn_check(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
+    """RFC 3168 6.1.3 (facts J13): congestion experienced is echoed until the peer answers with CWR. A congestion control that needs ECN is told
+    of every mark."""
     cdef uint32_t ecn = s.tos & 3
     if not sk.ecn_flags & TCP_ECN_OK:
         return
@@ -130,6 +133,8 @@ cdef inline void tcp_data_ecn_check(tcb_t* sk, const seg_t* s) noexcept nogil:
         if sk.ecn_flags & TCP_ECN_SEEN:
             tcp_enter_quickack_mode(sk, 2)
         return
+    if cc_needs_ecn(e, sk.cc):
+        cc_cwnd_event(e, sk, CA_EVENT_ECN_IS_CE if ecn == 3 else CA_EVENT_ECN_NO_CE)
     if ecn == 3 and not sk.ecn_flags & TCP_ECN_DEMAND_CWR:
         # The peer's window may be down to one segment soon: no delay.
         tcp_enter_quickack_mode(sk, 2)
@@ -160,7 +165,7 @@ cdef inline void tcp_event_data_recv(engine_t* e, tcb_t* sk, const seg_t* s) noe
     tcp_rcv_rtt_measure(e, sk)
     ato_update_(e, sk)
     sk.lrcvtime = e.now
-    tcp_data_ecn_check(sk, s)
+    tcp_data_ecn_check(e, sk, s)
     if s.len >= 128:
         tcp_grow_window(e, sk, s.len, grow_truesize_(s))
 

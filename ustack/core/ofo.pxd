@@ -239,7 +239,7 @@ cdef inline int tcp_data_queue_ofo(engine_t* e, tcb_t* sk, const seg_t* s) noexc
     cdef idx_t placed
     cdef int reason
     cdef int size = seg_truesize(s)
-    tcp_data_ecn_check(sk, s)
+    tcp_data_ecn_check(e, sk, s)
     if not tcp_try_rmem_schedule(e, sk, s, size):
         mib_inc(&e.stats, MIB_TcpExtTCPOFODrop)
         sk_data_ready(e, sk)

@@ -5,6 +5,7 @@
 # A SYN with data is two records: the SYN and, behind it, the data; retransmitting the SYN does not repeat the data.
 # Data for the SYN is that of the send call in progress: e.fo_data, e.fo_size; e.fo_copied tells how much of it was taken.
 
+from ustack.core.cc cimport cc_mark_ect, cc_needs_ecn
 from ustack.core.errq cimport zc_attach
 from ustack.core.fastopen_client cimport FO_NO_OPTION, tcp_fastopen_cookie_check, tcp_free_fastopen_req
 from ustack.core.mss cimport mtu_to_mss_plain, tcp_mss_clamp, tcp_mtup_init, tcp_sync_mss
@@ -96,9 +97,12 @@ cdef inline void tcp_connect_init(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline void tcp_ecn_send_syn(engine_t* e, tcb_t* sk, srec_t* syn) noexcept nogil:
     cdef const route_t* rt = sk_rt(e, sk)
     sk.ecn_flags = 0
-    if e.cfg.tcp_ecn == 1 or (rt != NULL and rt.features & RTAX_FEATURE_ECN):
+    cdef bint needed = cc_needs_ecn(e, sk.cc)
+    if needed or e.cfg.tcp_ecn == 1 or (rt != NULL and rt.features & RTAX_FEATURE_ECN):
         syn.flags |= TH_ECE | TH_CWR
         sk.ecn_flags = TCP_ECN_OK
+    if needed:
+        cc_mark_ect(e, sk)
 
 
 cdef inline idx_t syn_queue(engine_t* e, tcb_t* sk, uint32_t flags) noexcept nogil:

@@ -6,6 +6,7 @@
 # Invariant: whatever is agreed in a SYN-ACK follows from the request alone, so that each repetition is the same but for TSval.
 # Callers: request, reqtimer, fastopen, timers (through fastopen).
 
+from ustack.core.cc cimport cc_needs_ecn
 from ustack.core.cookies cimport secret_ts_off, tuple_secret
 from ustack.core.ipopt cimport inet_current_timestamp
 from ustack.core.ipout cimport ipout_tcp
@@ -111,11 +112,14 @@ cdef inline void req_init_window(engine_t* e, tcb_t* lsk, req_t* rq, const route
             x.window_clamp = clamp
 
 
-cdef inline bint synack_wants_ecn(engine_t* e, const seg_t* s, const route_t* rt) noexcept nogil:
-    # tcp_ecn_create_request (facts C16): an ECN-setup SYN, itself not ECT unless a reserved bit shows that ECT is meant.
+cdef inline bint synack_wants_ecn(engine_t* e, const tcb_t* lsk, const seg_t* s, const route_t* rt) noexcept nogil:
+    # tcp_ecn_create_request (facts C16): an ECN-setup SYN, itself not ECT unless a reserved bit shows that ECT is meant. Always if the
+    # congestion control of the listener or of the route needs it.
     cdef bint allowed = e.cfg.tcp_ecn != 0 or (rt != NULL and rt.features & RTAX_FEATURE_ECN)
     if s.flags & (TH_ECE | TH_CWR) != (TH_ECE | TH_CWR):
         return False
+    if cc_needs_ecn(e, lsk.cc) or (rt != NULL and rt.cc != 0 and cc_needs_ecn(e, rt.cc - 1)):
+        return True
     return allowed and (s.tos & 3 == 0 or s.l4[12] & 0x0f)
 
 

@@ -12,7 +12,7 @@ from ustack.core.types cimport (
     uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.bind cimport bind_get_port
-from ustack.core.cc cimport cc_release
+from ustack.core.cc cimport cc_mark_ect, cc_release
 from ustack.core.connect cimport tcp_v4_connect
 from ustack.core.fastopen cimport fastopen_init_key_once
 from ustack.core.hooks cimport HOOK_RESET, hook_connect, hook_connect_t, hook_listen, hook_listen_t, hooked
@@ -68,6 +68,7 @@ cdef inline tcb_t* user_socket(engine_t* e) noexcept nogil:
         sk.sflags |= SF_ACCEPTED
         if e.cfg.tcp_rto_max_ms != TCP_RTO_MAX_DEFAULT_MS:
             sk_opt(e, sk).rto_max_ms = <uint32_t> e.cfg.tcp_rto_max_ms
+        cc_mark_ect(e, sk)
     return sk
 
 

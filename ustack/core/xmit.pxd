@@ -7,7 +7,7 @@
 
 from libc.string cimport memset
 
-from ustack.core.cc cimport cc_cwnd_event, tcp_enter_cwr
+from ustack.core.cc cimport cc_cwnd_event, cc_needs_ecn, tcp_enter_cwr
 from ustack.core.cwnd cimport CA_EVENT_TX_START
 from ustack.core.txstamp cimport tcp_sent_tstamp
 from ustack.core.ipopt cimport inet_current_timestamp
@@ -156,9 +156,9 @@ cdef inline uint32_t tcp_established_options(engine_t* e, tcb_t* sk, ns_t stamp,
 
 
 # ---- flags -----------------------------------------------------------------------------------------------------------------------
-cdef inline uint32_t tcp_ecn_send(tcb_t* sk, const srec_t* r) noexcept nogil:
-    """ECN of a segment without SYN (facts J13): new data is ECT(0) and carries a CWR that is due; everything else is Not-ECT. The
-    codepoint stays in sk.tos, as getsockopt shows. Returns flags to add."""
+cdef inline uint32_t tcp_ecn_send(engine_t* e, tcb_t* sk, const srec_t* r) noexcept nogil:
+    """ECN of a segment without SYN (facts J13): new data is ECT(0) and carries a CWR that is due; everything else is Not-ECT, unless the
+    congestion control needs ECN. The codepoint stays in sk.tos, as getsockopt shows. Returns flags to add."""
     cdef uint32_t flags = 0
     if not sk.ecn_flags & TCP_ECN_OK:
         return 0
@@ -167,7 +167,7 @@ cdef inline uint32_t tcp_ecn_send(tcb_t* sk, const srec_t* r) noexcept nogil:
         if sk.ecn_flags & TCP_ECN_QUEUE_CWR:
             sk.ecn_flags &= ~<uint8_t> TCP_ECN_QUEUE_CWR
             flags = TH_CWR
-    else:
+    elif not cc_needs_ecn(e, sk.cc):
         sk.tos &= ~<uint8_t> INET_ECN_MASK
     if sk.ecn_flags & TCP_ECN_DEMAND_CWR:
         flags |= TH_ECE
@@ -268,7 +268,7 @@ cdef inline int tcp_transmit_skb_(engine_t* e, tcb_t* sk, srec_t* r, idx_t i, ui
         if r.pcount > 1:
             flags |= TH_PSH
         wnd = tcp_select_window(e, sk)
-        flags |= tcp_ecn_send(sk, r)
+        flags |= tcp_ecn_send(e, sk, r)
         optlen = tcp_established_options(e, sk, r.tx_time, opts)
     if flags & TH_ACK:
         tcp_event_ack_sent(e, sk, rcv_nxt)
