@@ -137,7 +137,6 @@ cdef inline void acceptq_remove(engine_t* e, tcb_t* child) noexcept nogil:
     if l.acc_tail == child.idx:
         l.acc_tail = last
     l.ackq -= 1
-    child.acc_next = 0
     child.listener = 0
     child.sflags &= ~<uint32_t>SF_IN_ACCEPTQ
 
@@ -153,7 +152,6 @@ cdef inline tcb_t* acceptq_pop(engine_t* e, idx_t li) noexcept nogil:
     if l.acc_head == 0:
         l.acc_tail = 0
     l.ackq -= 1
-    child.acc_next = 0
     child.listener = 0
     child.sflags &= ~<uint32_t>SF_IN_ACCEPTQ
     return child

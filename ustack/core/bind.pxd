@@ -66,7 +66,6 @@ cdef inline int bind_own(engine_t* e, tcb_t* sk, uint16_t port) noexcept nogil:
         return -E_NOBUFS
     b = <bindb_t*>pool_at(&e.bindb, i)
     bind_push_(e, b, ref_of(KIND_TCB, sk.idx), &sk.bind_next)
-    sk.bind_prev = 0
     sk.bind = i
     if not sk.userlocks & SOCK_CONNECT_BIND:
         b.n_bound += 1
@@ -80,7 +79,6 @@ cdef inline void bind_own_tw(engine_t* e, tw_t* tw, idx_t tw_idx, idx_t bucket) 
         return
     b = <bindb_t*>pool_at(&e.bindb, bucket)
     bind_push_(e, b, ref_of(KIND_TW, tw_idx), &tw.bind_next)
-    tw.bind_prev = 0
     tw.bind = bucket
     if not tw.reuse & TW_CONNECT_BIND:
         b.n_bound += 1

@@ -113,8 +113,6 @@ cdef inline void child_sequence_(engine_t* e, tcb_t* c, const req_t* rq, const s
     if c.wscale_ok:
         c.snd_wscale = rq.wscales >> 4
         c.rcv_wscale = rq.wscales & 15
-    else:
-        c.window_clamp = u32_min(c.window_clamp, 65535)
     c.snd_wnd = s.wnd << c.snd_wscale
     c.max_window = c.snd_wnd
     c.tcp_header_len = TCP_HEADER_LEN
@@ -203,7 +201,6 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
         return NULL
     child_inherit_options_(e, c, lsk)
     c.en = rq.en
-    c.en.next = 0
     c.rcv_saddr = rq.en.laddr
     sk_set_state(e, c, TCP_SYN_RECV)
     child_sequence_(e, c, rq, s)

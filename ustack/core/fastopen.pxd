@@ -92,10 +92,9 @@ cdef inline const uint8_t* fastopen_key_(engine_t* e, const listener_t* l, bint 
 
 
 cdef inline int fastopen_match_(engine_t* e, const listener_t* l, const seg_t* s, const foc_t* got, foc_t* primary) noexcept nogil:
-    # 1 or 2: the cookie is of the primary or the backup key; 0: of none. *primary becomes what the client should have.
+    # 1 or 2: the cookie is of the primary or the backup key; 0: of none. *primary, none so far, becomes what the client should have.
     cdef uint8_t other[16]
     cdef const uint8_t* key = fastopen_key_(e, l, False)
-    primary.len = -1
     if key == NULL:
         return 0
     primary.len = TFO_COOKIE_LEN
@@ -163,7 +162,6 @@ cdef inline tcb_t* fastopen_create_child_(engine_t* e, tcb_t* lsk, req_t* rq, co
     c.max_window = c.snd_wnd
     tcp_reset_xmit_timer(e, c, ICSK_TIME_RETRANS, req_timeout(e, rq, 0))
     tcp_init_transfer(e, c, True)
-    c.rcv_nxt = s.seq + 1
     rcv_queue_syn_data(e, c, s)
     ext.rcv_nxt = c.rcv_nxt
     c.rcv_wup = c.rcv_nxt

@@ -11,18 +11,15 @@ from libc.string cimport memcpy
 from ustack.core.acceptq cimport acceptq_pop, acceptq_push, lst_get
 from ustack.core.bind cimport bind_get_port, group_other_member, listener_hash, listener_unhash, reuse_hash
 from ustack.core.pool cimport pool_free
-from ustack.core.rcvq cimport rcv_queue_purge
 from ustack.core.records cimport listener_t, reqext_t
-from ustack.core.sendq cimport tcp_write_queue_purge
 from ustack.core.access cimport ext_at, lst_at, sk_at, sk_lport, sk_opt
-from ustack.core.sock cimport fastopen_remove, sk_destroy, sk_orphan, sk_set_state, tcp_clear_xmit_timers
+from ustack.core.sock cimport sk_destroy, sk_orphan, sk_set_state
 from ustack.core.wake cimport sk_data_ready
 from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPMigrateReqFailure, MIB_TcpExtTCPMigrateReqSuccess, mib_inc
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport (
-    E_CONNRESET, E_NOBUFS, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK,
-    TCP_LISTEN, TCP_SYN_RECV, idx_t, int32_t, uint8_t, uint16_t, uint32_t,
+    E_NOBUFS, TCP_CLOSE, TCP_LISTEN, idx_t, int32_t, uint16_t, uint32_t,
 )
 from ustack.core.xmit cimport tcp_send_active_reset
 
@@ -34,7 +31,6 @@ cdef inline void listener_options_(engine_t* e, const tcb_t* sk, listener_t* l) 
     l.defer_accept = sk.defer_accept
     l.fo_max_qlen = sk.opt.fo_qlen_set
     l.fo_key_set = sk.opt.fo_keys != 0
-    l.fo_has_backup = 0
     if sk.opt.fo_keys != 0:
         keys = ext_at(e, sk.opt.fo_keys)
         memcpy(l.fo_key, keys.fo_cookie, 16)
@@ -96,25 +92,12 @@ cdef inline void child_migrate_(engine_t* e, tcb_t* child, idx_t frm, idx_t to) 
 
 
 # ---- close -----------------------------------------------------------------------------------------------------------------------
-cdef inline bint needs_reset_(const tcb_t* sk, uint8_t state) noexcept nogil:
-    if (state == TCP_ESTABLISHED or state == TCP_CLOSE_WAIT or state == TCP_FIN_WAIT1 or state == TCP_FIN_WAIT2
-            or state == TCP_SYN_RECV):
-        return True
-    return (state == TCP_CLOSING or state == TCP_LAST_ACK) and sk.snd_nxt != sk.write_seq
-
-
 cdef inline void child_forget_(engine_t* e, tcb_t* child) noexcept nogil:
-    # inet_child_forget: an active reset, then nothing is left of the child (A8).
-    cdef uint8_t state = child.state
-    if state != TCP_CLOSE:
+    # inet_child_forget: an active reset, then nothing is left of the child (A8). Nobody had it, so it has sent no FIN: it is in SYN_RECV,
+    # ESTABLISHED or CLOSE_WAIT, or dead.
+    if child.state != TCP_CLOSE:
         sk_set_state(e, child, TCP_CLOSE)
-    if needs_reset_(child, state):
         tcp_send_active_reset(e, child)
-        child.sk_err = E_CONNRESET
-    tcp_clear_xmit_timers(e, child)
-    rcv_queue_purge(e, child)
-    tcp_write_queue_purge(e, child)
-    fastopen_remove(e, child, False)
     sk_orphan(e, child)
     sk_destroy(e, child)
 

@@ -95,7 +95,6 @@ cdef struct tw_t:
     uint8_t tos
     uint8_t reuse               # of the socket it came from: bit 0 SO_REUSEADDR, 1 SO_REUSEPORT, 2 port chosen by connect()
     uint32_t entry_stamp_ms     # tw_reuse delay
-    uint32_t uid
 
 # ---- listeners ---------------------------------------------------------------------------------------------------------------
 cdef struct listener_t:

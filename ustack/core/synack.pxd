@@ -164,7 +164,6 @@ cdef inline void synack_ip_(engine_t* e, tcb_t* sk, const route_result_t* rt, sy
     a.no_df = not (sk.pmtudisc == IP_PMTUDISC_DO or (sk.pmtudisc == IP_PMTUDISC_WANT and not rt.mtu_locked))
     a.mss = <uint16_t>synack_mss(sk, rt.advmss)
     a.fo_len = -1
-    a.fo_exp = 0
     a.ipopt_len = 0
 
 
@@ -193,7 +192,6 @@ cdef inline uint32_t req_tsval_(engine_t* e, req_t* rq, uint32_t ts_off) noexcep
     cdef reqext_t* x
     if rq.tsval_first == 0:
         rq.tsval_first = tsval_never_0_(tsval)
-        rq.tsval_span = 0
         return rq.tsval_first
     span = tsval - rq.tsval_first
     rq.tsval_span = <uint16_t>u32_min(span, 0xffff)
@@ -226,12 +224,11 @@ cdef inline void synack_of_req(engine_t* e, tcb_t* lsk, req_t* rq, const route_r
     a.flags = rq.flags
     a.wscale = rq.wscales & 15
     a.tsecr = rq.ts_recent
-    a.tsval = 0
     synack_ip_(e, lsk, rt, a)
     if rq.ext != 0:
         synack_ext_(e, lsk, ext_at(e, rq.ext), a)
-    if rq.flags & RQ_ECN_ECT0 and a.tos & 3 == 0:
-        a.tos |= 2
+    if rq.flags & RQ_ECN_ECT0:
+        a.tos |= 2                      # IP_TOS has no ECN bits
 
 
 cdef inline uint32_t req_ts_off(engine_t* e, const req_t* rq) noexcept nogil:

@@ -70,7 +70,6 @@ cdef inline uint32_t tw_receive_window_(tcb_t* sk) noexcept nogil:
 
 cdef inline void tw_fill_(engine_t* e, tw_t* tw, tcb_t* sk, int state) noexcept nogil:
     tw.en = sk.en
-    tw.en.next = 0
     tw.substate = <uint8_t>state
     tw.rcv_nxt = sk.rcv_nxt
     tw.snd_nxt = sk.snd_nxt
@@ -81,7 +80,6 @@ cdef inline void tw_fill_(engine_t* e, tw_t* tw, tcb_t* sk, int state) noexcept 
     tw.ts_offset = sk.ts_offset
     tw.entry_stamp_ms = tcp_clock_ms(e)
     tw.tos = sk.tos
-    tw.uid = sk.opt.uid
     if sk.sflags & SF_REUSEADDR:
         tw.reuse |= TW_REUSEADDR
     if sk.sflags & SF_REUSEPORT:
