@@ -78,7 +78,7 @@ def test_a_source_route_is_refused() -> None:
 @pytest.mark.parametrize("route", [b"", bytes([7, 7, 4]) + bytes(4) + b"\x00"])
 @pytest.mark.parametrize("reflect", [0, 1])
 def test_saved_syn(route: bytes, reflect: int) -> None:
-    """IP and TCP headers as they arrived, readable once."""
+    """IP and TCP headers, a recorded route as the receiver has filled it in; readable once."""
     with Testbed(sysctl={"net.ipv4.tcp_reflect_tos": reflect}) as t:
         t.listener.setsockopt(6, SAVE_SYN, 1)
         syn, answer = exchange(t, route, tos=0x48)
@@ -86,7 +86,8 @@ def test_saved_syn(route: bytes, reflect: int) -> None:
         t.flow(1000).stack_isn = answer[TCP].seq
         t.line("0.1 < . 1 ack 1")
         conn, _ = t.listener.accept()
-        assert conn.getsockopt(6, SAVED_SYN, 200) == syn
+        filled = bytes([7, 7, 8, 192, 0, 2, 1, 0]) if route else b""
+        assert conn.getsockopt(6, SAVED_SYN, 200) == syn[:20] + filled + syn[20 + len(route):]
         assert conn.getsockopt(6, SAVED_SYN, 200) == b""
         assert conn.getsockopt(0, 1) == 0x48 * reflect
         t.line("0.1 < R 1")

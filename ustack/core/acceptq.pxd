@@ -3,7 +3,9 @@
 # Facts 0.1, 0.2, G1, G2, L1. Linux: struct request_sock_queue, reqsk_queue_added / _removed, inet_csk_reqsk_queue_drop,
 # sk_acceptq_added / _removed, tcp_listendrop. The half-open requests themselves lie in the hash table only; a request names its
 # listener record, which therefore outlives the socket until its last request is gone.
-# Invariants: l.qlen is the number of requests that name l, l.young those of them whose timer never fired; l.ackq is the length of the FIFO.
+# Invariants: l.reqs is the number of requests that name l; l.qlen is the same and l.young those of them whose timer never fired, but for requests
+# that a segment brought to another listener and that died there: those are taken from the other one's counters, which may fall below 0 (and
+# below 0 is "full", as Linux compares without sign). l.ackq is the length of the FIFO.
 # Callers: child, fastopen, listen, request, reqtimer.
 
 from ustack.core.ehash cimport ehash_remove
@@ -38,7 +40,7 @@ cdef inline idx_t lst_get(engine_t* e, tcb_t* sk) noexcept nogil:
 
 # ---- what is full, what is lost (facts 0.2, L1) --------------------------------------------------------------------------------------
 cdef inline bint reqq_is_full(const listener_t* l) noexcept nogil:
-    return l.qlen > l.maxq
+    return <uint32_t>l.qlen > <uint32_t>l.maxq
 
 
 cdef inline bint acceptq_is_full(const listener_t* l) noexcept nogil:
@@ -64,17 +66,25 @@ cdef inline void listen_overflow(engine_t* e, idx_t li) noexcept nogil:
 cdef inline void reqq_added(listener_t* l) noexcept nogil:
     l.young += 1
     l.qlen += 1
+    l.reqs += 1
     if l.qlen > l.qlen_max:
         l.qlen_max = l.qlen
 
 
-cdef inline void reqq_removed(engine_t* e, idx_t li, bint was_young) noexcept nogil:
-    cdef listener_t* l = lst_at(e, li)
+cdef inline void reqq_removed_at(engine_t* e, idx_t li, idx_t at, bint was_young) noexcept nogil:
+    # A request that names li is gone; at is the listener whose counters it is taken from.
+    cdef listener_t* l = lst_at(e, at)
     if was_young:
         l.young -= 1
     l.qlen -= 1
+    l = lst_at(e, li)
+    l.reqs -= 1
     if l.sk == 0:
         lst_put(e, li)
+
+
+cdef inline void reqq_removed(engine_t* e, idx_t li, bint was_young) noexcept nogil:
+    reqq_removed_at(e, li, li, was_young)
 
 
 cdef inline void req_free(engine_t* e, idx_t ri) noexcept nogil:
@@ -86,14 +96,18 @@ cdef inline void req_free(engine_t* e, idx_t ri) noexcept nogil:
     pool_free(&e.req, ri)
 
 
-cdef inline void req_drop(engine_t* e, idx_t ri) noexcept nogil:
-    # inet_csk_reqsk_queue_drop: out of the table, out of the counters, freed.
+cdef inline void req_drop_at(engine_t* e, idx_t ri, idx_t at) noexcept nogil:
+    # inet_csk_reqsk_queue_drop: out of the table, out of the counters of this listener, freed.
     cdef req_t* rq = req_at(e, ri)
     cdef idx_t li = rq.listener
     cdef bint was_young = rq.num_timeout == 0
     ehash_remove(&e.ehash, ref_of(KIND_REQ, ri))
     req_free(e, ri)
-    reqq_removed(e, li, was_young)
+    reqq_removed_at(e, li, at, was_young)
+
+
+cdef inline void req_drop(engine_t* e, idx_t ri) noexcept nogil:
+    req_drop_at(e, ri, req_at(e, ri).listener)
 
 
 # ---- accept FIFO ---------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ustack.core.siphash cimport prng_u64
 from ustack.core.access cimport ext_at, lst_at, ref_of, sk_los, sk_opt, sk_opt_inherit, sk_set_cc, tcp_clock_ms, tcp_clock_s, wall_ns
 from ustack.core.sock cimport sk_alloc, sk_free, sk_reset_keepalive, sk_set_state
 from ustack.core.state cimport engine_t
-from ustack.core.stats cimport MIB_IpOutNoRoutes, MIB_TcpPassiveOpens, mib_inc
+from ustack.core.stats cimport MIB_IpOutNoRoutes, MIB_TcpAttemptFails, MIB_TcpPassiveOpens, mib_inc
 from ustack.core.synack cimport req_rwnd, req_ts_off, req_window_clamp
 from ustack.core.tcb cimport (
     SF_BROADCAST, SF_DEBUG, SF_DONTROUTE, SF_FREEBIND, SF_INQ, SF_IN_EHASH, SF_KEEPOPEN, SF_LINGER, SF_NO_CHECK_TX,
@@ -75,6 +75,7 @@ cdef inline void child_inherit_options_(engine_t* e, tcb_t* c, const tcb_t* lsk)
     c.rcvbuf = lsk.rcvbuf
     c.sndbuf = lsk.sndbuf
     c.tos = lsk.tos
+    c.ack_pingpong = lsk.ack_pingpong       # TCP_QUICKACK
     c.ttl = lsk.ttl
     c.pmtudisc = lsk.pmtudisc
     sk_set_cc(e, c, lsk.cc)
@@ -207,7 +208,12 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
     child_retransmits_(e, c, rq)
     child_ip_options_(e, c, rq)
     mib_inc(&e.stats, MIB_TcpPassiveOpens)
-    if child_route_(e, c, lsk, syn_tos) != 0 or bind_inherit(e, c, lsk) != 0 or not child_hash_(e, c, ri):
+    if child_route_(e, c, lsk, syn_tos) != 0 or bind_inherit(e, c, lsk) != 0:
+        mib_inc(&e.stats, MIB_TcpAttemptFails)
+        sk_free(e, c)
+        listen_drop(e, li)
+        return NULL
+    if not child_hash_(e, c, ri):
         sk_free(e, c)
         listen_drop(e, li)
         return NULL

@@ -11,7 +11,7 @@ from ustack.core.cookies cimport secret_isn, secret_ts_off, tuple_secret
 from ustack.core.ehash cimport ehash_insert, ehash_lookup, ehash_remove, enode_set
 from ustack.core.fastopen_client cimport tcp_fastopen_defer_connect
 from ustack.core.records cimport tw_t
-from ustack.core.route cimport ipv4_is_loopback, route_lookup, route_result_t, sk_route
+from ustack.core.route cimport LOOPBACK_ADDR, ipv4_is_loopback, is_local, route_lookup, route_result_t, sk_route
 from ustack.core.seqno cimport u32_max
 from ustack.core.siphash cimport prng_below, prng_u64, siphash_u64x2
 from ustack.core.access cimport ref_idx, ref_kind, ref_of, sk_lport, sk_set_ports, tcp_clock_ms, tw_at
@@ -22,12 +22,9 @@ from ustack.core.syn cimport tcp_connect
 from ustack.core.tcb cimport SF_IN_EHASH, SOCK_BINDADDR_LOCK, tcb_t
 from ustack.core.timewait cimport tw_kill
 from ustack.core.types cimport (
-    E_ADDRNOTAVAIL, E_NETUNREACH, E_NOBUFS, KIND_TCB, KIND_TW, TCP_CLOSE, TCP_FIN_WAIT2, TCP_SYN_SENT, idx_t, int32_t, ref_t, uint16_t,
-    uint32_t, uint64_t,
+    E_ADDRNOTAVAIL, E_INVAL, E_NETUNREACH, E_NOBUFS, KIND_TCB, KIND_TW, TCP_CLOSE, TCP_FIN_WAIT2, TCP_SYN_SENT, idx_t, int32_t, ref_t,
+    uint16_t, uint32_t, uint64_t,
 )
-
-cdef enum:
-    LOOPBACK_ADDR = 0x7f000001
 
 
 cdef inline bint tcp_twsk_unique(engine_t* e, tcb_t* sk, tw_t* tw, bint automatic) noexcept nogil:
@@ -130,7 +127,7 @@ cdef inline int tcp_v4_connect(engine_t* e, tcb_t* sk, uint32_t addr, uint16_t p
     cdef int err
     if addr == 0:
         addr = sk.en.laddr if sk.en.laddr != 0 else LOOPBACK_ADDR
-    err = route_lookup(e, sk.en.laddr, addr, &rt)
+    err = route_lookup(e, sk.en.laddr, addr, &rt) if sk.en.laddr == 0 or is_local(e, sk.en.laddr) else -E_INVAL
     if err != 0:
         if err == -E_NETUNREACH:
             mib_inc(&e.stats, MIB_IpOutNoRoutes)

@@ -51,7 +51,7 @@ from ustack.core.types cimport (
     TM_REQ, flow_t, idx_t, int32_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 from ustack.core.wheel cimport wheel_arm
-from ustack.core.wire cimport TCP_MAX_WSCALE, TOK_NOP, TOK_WSCALE
+from ustack.core.wire cimport IP_HLEN, TCP_MAX_WSCALE, TOK_NOP, TOK_WSCALE
 
 cdef enum:
     TCP_MSS_DEFAULT = 536
@@ -102,7 +102,7 @@ cdef inline void req_keep_(engine_t* e, tcb_t* lsk, const seg_t* s, req_t* rq) n
     # What few requests need: IP options to echo (C13), the SYN's TOS (C11), the SYN itself (TCP_SAVE_SYN).
     cdef uint8_t echo[40]
     cdef int n = 0
-    cdef bint tos = e.cfg.tcp_reflect_tos and (s.tos ^ lsk.tos) & 0xfc
+    cdef bint tos = ((s.tos | lsk.tos) & 0xfc) != 0         # tcp_reflect_tos may be set later
     cdef bint save = lsk.opt.save_syn != 0
     cdef reqext_t* x
     if s.ip_hlen > 20:
@@ -119,7 +119,8 @@ cdef inline void req_keep_(engine_t* e, tcb_t* lsk, const seg_t* s, req_t* rq) n
         x.has_tos = 1
     if save:
         x.saved_syn_len = <uint8_t>(s.ip_hlen + s.doff)
-        memcpy(x.saved_syn, s.ip, s.ip_hlen)
+        memcpy(x.saved_syn, s.ip, IP_HLEN)
+        memcpy(x.saved_syn + IP_HLEN, e.ipopt.data, s.ip_hlen - IP_HLEN)    # as the receiver has filled them in
         memcpy(x.saved_syn + s.ip_hlen, s.l4, s.doff)
 
 

@@ -11,6 +11,7 @@ from ustack.core.access cimport ext_at, lst_at, sk_handle, sk_opt
 from ustack.core.cc cimport cc_name
 from ustack.core.pool cimport pool_free
 from ustack.core.records cimport reqext_t
+from ustack.core.route cimport route_mtu
 from ustack.core.setopt cimport SOL_IP, SOL_SOCKET, SOL_TCP, TCP_RTO_MAX_SEC
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport (
@@ -125,7 +126,7 @@ cdef inline int get_sol_socket(engine_t* e, tcb_t* sk, int name, uint8_t* out, u
         if sk.opt.incoming_cpu2:
             v = sk.opt.incoming_cpu2 - 2
         else:
-            v = -1 if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN else 0
+            v = 0 if sk.segs_in != 0 and sk.state != TCP_LISTEN else -1
     elif name == 55:
         if n[0] > 36:
             n[0] = 36
@@ -166,9 +167,9 @@ cdef inline int get_sol_ip(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint3
     elif name == 13:
         v = (sk.sflags & SF_RECVTOS) != 0
     elif name == 14:                                # IP_MTU
-        if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN:
+        if sk.rt == 0 or sk.state == TCP_LISTEN:
             return -E_NOTCONN
-        v = sk.pmtu
+        v = <int32_t> route_mtu(e, sk)
     elif name == 15:
         v = (sk.sflags & SF_FREEBIND) != 0
     elif name == 21:
@@ -234,6 +235,7 @@ cdef inline int get_tcp_blob(engine_t* e, tcb_t* sk, int name, uint8_t* out, uin
 
 
 cdef inline int get_fastopen_key(engine_t* e, tcb_t* sk, uint8_t* out, uint32_t* n) noexcept nogil:
+    # The keys of this listener only: those of the stack are not shown.
     cdef uint8_t both[32]
     cdef uint32_t size = 0
     cdef reqext_t* ext
@@ -244,12 +246,6 @@ cdef inline int get_fastopen_key(engine_t* e, tcb_t* sk, uint8_t* out, uint32_t*
         size = 16
         if ext.saved_syn_len:
             memcpy(both + 16, ext.saved_syn, 16)
-            size = 32
-    elif e.fo_key_set:
-        memcpy(both, e.fo_key, 16)
-        size = 16
-        if e.fo_has_backup:
-            memcpy(both + 16, e.fo_backup, 16)
             size = 32
     if n[0] > size:
         n[0] = size

@@ -46,6 +46,7 @@ cdef inline int listen_start(engine_t* e, tcb_t* sk, int32_t backlog) noexcept n
     cdef int err
     if li == 0:
         return -E_NOBUFS
+    sk.ack_pingpong = 0
     err = bind_get_port(e, sk, sk_lport(sk))
     if err != 0:
         return err

@@ -32,7 +32,7 @@ cdef struct req_t:              # 64 bytes: a flood allocates nothing else
     uint16_t tsval_span         # last TSval sent minus first (0xffff: see ext)
     uint16_t rwnd               # rsk_rcv_wnd (0xffff: see ext if there is one)
     uint16_t mss                # peer's MSS (min with TCP_MAXSEG)
-    uint16_t listener           # listener pool index; the slot stays taken until its qlen is 0
+    uint16_t listener           # listener pool index; the slot stays taken until its reqs is 0
     uint8_t num_timeout
     uint8_t num_retrans
     uint8_t flags               # RQ_*
@@ -104,8 +104,9 @@ cdef struct listener_t:
     uint16_t lport
     uint8_t listening           # in LISTEN now
     uint8_t warned              # "Possible SYN flooding" printed
-    int32_t qlen                # half-open requests
+    int32_t qlen                # half-open requests as Linux counts them (acceptq.pxd)
     int32_t young               # of these, never retransmitted by timer
+    int32_t reqs                # requests that name this record
     int32_t ackq                # sk_ack_backlog
     int32_t maxq                # sk_max_ack_backlog
     idx_t acc_head              # accept FIFO of tcbs, linked by tcb.acc_next

@@ -7,7 +7,7 @@
 # The options of a segment are parsed, its checksum is good. Every function that discards one returns the reason; 0 = taken.
 # Callers: ipin (listen_rcv, request_rcv), icmp (request_icmp), engine (request_timer).
 
-from ustack.core.acceptq cimport acceptq_is_full, acceptq_push, acceptq_remove, listen_drop, req_drop, req_free, reqq_added, reqq_removed
+from ustack.core.acceptq cimport acceptq_is_full, acceptq_push, acceptq_remove, listen_drop, req_drop, req_drop_at, req_free, reqq_added, reqq_removed
 from ustack.core.auth cimport auth_fault
 from ustack.core.bind cimport listener_lookup
 from ustack.core.child cimport req_sent_at, req_timeout, tcp_create_child
@@ -162,12 +162,12 @@ cdef inline void req_duplicate_syn_(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
         wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, rq, rq.num_timeout))
 
 
-cdef inline int req_embryonic_reset_(engine_t* e, idx_t ri, const seg_t* s) noexcept nogil:
-    # The request dies; whoever sent a SYN or an ACK is told.
+cdef inline int req_embryonic_reset_(engine_t* e, idx_t ri, idx_t li, const seg_t* s) noexcept nogil:
+    # The request dies at this listener; whoever sent a SYN or an ACK is told.
     if not s.flags & TH_RST:
         ipout_rst_reply(e, s)
     mib_inc(&e.stats, MIB_TcpExtEmbryonicRsts)
-    req_drop(e, ri)
+    req_drop_at(e, ri, li)
     return DROP_TCP_RESET if s.flags & TH_RST else DROP_TCP_INVALID_SYN
 
 
@@ -188,7 +188,7 @@ cdef inline int req_overflow_(engine_t* e, idx_t li, idx_t ri, bint migrated, co
         return reason
     ipout_rst_reply(e, s)
     mib_inc(&e.stats, MIB_TcpExtEmbryonicRsts)
-    req_drop(e, ri)
+    req_drop_at(e, ri, li)
     return reason
 
 
@@ -200,7 +200,7 @@ cdef inline int req_ask_(engine_t* e, tcb_t* lsk, idx_t ri, const seg_t* s) noex
     if verdict == HOOK_DROP:
         return lst_discard_(e, lsk.listener, DROP_HOOK)
     if verdict == HOOK_RESET:
-        req_embryonic_reset_(e, ri, s)
+        req_embryonic_reset_(e, ri, lsk.listener, s)
         return lst_discard_(e, lsk.listener, DROP_HOOK)
     return REQ_GO
 
@@ -265,7 +265,7 @@ cdef inline int req_flags_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint saw
         return lst_discard_(e, lsk.listener, DROP_TCP_RESET)
     if flg & (TH_RST | TH_SYN):
         mib_inc(&e.stats, MIB_TcpAttemptFails)
-        return lst_discard_(e, lsk.listener, req_embryonic_reset_(e, ri, s))
+        return lst_discard_(e, lsk.listener, req_embryonic_reset_(e, ri, lsk.listener, s))
     if not flg & TH_ACK:
         return lst_discard_(e, lsk.listener, DROP_TCP_REQ_NOACK)
     if rq.num_timeout < lst_at(e, lsk.listener).defer_accept and s.end_seq == rq.risn + 1:

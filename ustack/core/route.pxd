@@ -24,6 +24,7 @@ from ustack.core.types cimport (
 )
 
 cdef enum:
+    LOOPBACK_ADDR = 0x7f000001
     RT_LOCAL = 0xffff
     IPV4_MAX_PMTU = 65535
     LOOPBACK_MTU = IPV4_MAX_PMTU        # the device has 65536, but no packet is larger than this
@@ -441,6 +442,15 @@ cdef inline uint32_t first_address(engine_t* e) noexcept nogil:
     return addr_source_(&e.addrs[0]) if e.n_addrs != 0 else 0
 
 
+cdef inline uint32_t local_source_(engine_t* e, uint32_t addr) noexcept nogil:
+    # From where we talk to an address of our own: the first of its subnet, 127.0.0.1 for all of 127/8.
+    cdef uint32_t i
+    for i in range(e.n_addrs):
+        if (addr ^ e.addrs[i].addr) & plen_mask(e.addrs[i].plen) == 0:
+            return addr if e.addrs[i].any_of else e.addrs[i].addr
+    return LOOPBACK_ADDR if ipv4_is_loopback(addr) else addr
+
+
 cdef inline int route_find_(engine_t* e, uint32_t daddr, uint16_t* rt) noexcept nogil:
     # The entry for a destination of ours, as tcb.rt; 0 or -errno.
     cdef const dst_t* d = dst_of(e, daddr)
@@ -470,7 +480,7 @@ cdef inline int route_lookup(engine_t* e, uint32_t saddr, uint32_t daddr, route_
     if saddr != 0:
         out.src = saddr
     elif out.rt == RT_LOCAL:
-        out.src = daddr
+        out.src = local_source_(e, daddr)
     elif out.entry.src != 0:
         out.src = out.entry.src
     else:
@@ -484,6 +494,9 @@ cdef inline int sk_route(engine_t* e, tcb_t* sk) noexcept nogil:
     if sk.rt_gen == e.rt_gen and sk.rt != 0:
         return 0
     rc = route_find_(e, sk.en.faddr, &sk.rt)
+    if rc == 0 and sk.en.laddr != 0 and not is_local(e, sk.en.laddr):
+        sk.rt = 0
+        rc = -E_INVAL           # our address was taken away
     sk.rt_gen = e.rt_gen
     return rc
 

@@ -343,7 +343,7 @@ cdef inline void group_leave(engine_t* e, idx_t li) noexcept nogil:
 cdef inline void lst_put(engine_t* e, idx_t li) noexcept nogil:
     """Free the record if neither a socket nor a request nor a Fast Open child in SYN_RECV needs it."""
     cdef listener_t* l = lst_at(e, li)
-    if l.sk != 0 or l.qlen != 0 or l.fo_qlen != 0:
+    if l.sk != 0 or l.reqs != 0 or l.fo_qlen != 0:
         return
     group_leave(e, li)
     if e.rx_listener == li:

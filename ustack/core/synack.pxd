@@ -16,7 +16,7 @@ from ustack.core.records cimport (
     RQ_ECN_ECT0, RQ_ECN_OK, RQ_NO_TIMER, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_TS_OFF, RQ_WSCALE_OK, req_t, reqext_t,
 )
 from ustack.core.route cimport (
-    IP_PMTUDISC_DO, IP_PMTUDISC_WANT, RTAX_FEATURE_ECN, route_lookup, route_result_t, route_t,
+    IP_PMTUDISC_DO, IP_PMTUDISC_WANT, RTAX_FEATURE_ECN, is_local, route_lookup, route_result_t, route_t,
 )
 from ustack.core.seqno cimport u32_min
 from ustack.core.siphash cimport prng_u64
@@ -242,6 +242,9 @@ cdef inline int synack_repeat(engine_t* e, tcb_t* lsk, req_t* rq) noexcept nogil
     # A SYN-ACK of a request that has sent one before. 0 or -1.
     cdef route_result_t rt
     cdef synack_t a
+    if not is_local(e, rq.en.laddr):        # the address was taken away
+        mib_inc(&e.stats, MIB_IpOutNoRoutes)
+        return -1
     if synack_route(e, rq.en.laddr, rq.en.faddr, &rt) != 0:
         return -1
     synack_of_req(e, lsk, rq, &rt, &a)

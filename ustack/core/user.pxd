@@ -241,6 +241,8 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.syn_fastopen = 0
     sk.syn_data_acked = 0
     sk.tlp_high_seq = 0
+    if sk.opt.user_mss != 0:
+        sk_opt(e, sk).user_mss = 0
     minmax_reset(&sk.rtt_min, <uint32_t> (e.now // NS_PER_MS), 0xffffffffUL)
 
 
@@ -249,6 +251,7 @@ cdef inline int tcp_disconnect(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef uint8_t old = sk.state
     if old == TCP_LISTEN:
         listen_stop(e, sk)
+        lst_at(e, sk.listener).last_overflow = -1
     if old != TCP_CLOSE:
         if tcp_need_reset(old):
             tcp_send_active_reset(e, sk)

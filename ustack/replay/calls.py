@@ -27,6 +27,7 @@ Fault = tuple[str, str, str]
 SUBMITTED = frozenset({"accept", "recv", "send", "connect", "close"})
 SO_ERROR = (1, 4)
 TCP_INFO = (6, 11)
+SO_INCOMING_CPU = (1, 49)
 FLAG_BITS = {"MSG_OOB": 1, "MSG_PEEK": 2, "MSG_DONTROUTE": 4, "MSG_TRUNC": 0x20, "MSG_DONTWAIT": 0x40,
              "MSG_EOR": 0x80, "MSG_WAITALL": 0x100, "MSG_NOSIGNAL": 0x4000, "MSG_MORE": 0x8000,
              "MSG_ERRQUEUE": 0x2000, "MSG_FASTOPEN": 0x20000000}
@@ -323,11 +324,22 @@ def result_fault(step: CallStep, got: Outcome) -> Fault | None:
         if want["len"] != have["len"]:
             return "length of TCP_INFO", str(want["len"]), str(have["len"])
         return None         # the fields are compared by the reading that follows
+    if step.call == "getsockopt" and (step.args.get("level_num"), step.args.get("name_num")) == SO_INCOMING_CPU:
+        return None if _some_cpu(want) == _some_cpu(have) else ("result", str(want), str(have))
     if step.call == "poll":
         def order(rows: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
             return sorted((r["sock"], sorted(r["revents"])) for r in rows)
         return None if order(want) == order(have) else ("poll result", str(want), str(have))
     return None if want == have else ("result", str(want), str(have))
+
+
+def _some_cpu(result: Any) -> tuple[bool, Any]:
+    """SO_INCOMING_CPU: the processor that a packet came in on is the machine's choice; that there was none is not."""
+    value = result.get("value")
+    if isinstance(value, dict):
+        raw = bytes.fromhex(value["hex"])
+        return raw == b"\xff" * len(raw), len(raw)
+    return value == -1, 4
 
 
 def end_fault(step: CallStep, since: int, at: int, by_timer: bool) -> Fault | None:
