@@ -12,40 +12,41 @@ from ustack.core.tcb cimport CA_EXT_WORDS, CA_PRIV_WORDS, CC_BBR, sklos_t, skopt
 
 
 # ---- accessors ---------------------------------------------------------------------------------------------------------------
+# As pool_at, with a stride that the compiler knows.
 cdef inline tcb_t* sk_at(engine_t* e, idx_t i) noexcept nogil:
-    return <tcb_t*> pool_at(&e.tcb, i)
+    return <tcb_t*> e.tcb.base + i
 
 
 cdef inline srec_t* sr_at(engine_t* e, idx_t i) noexcept nogil:
-    return <srec_t*> pool_at(&e.srec, i)
+    return <srec_t*> e.srec.base + i
 
 
 cdef inline rrec_t* rr_at(engine_t* e, idx_t i) noexcept nogil:
-    return <rrec_t*> pool_at(&e.rrec, i)
+    return <rrec_t*> e.rrec.base + i
 
 
 cdef inline req_t* req_at(engine_t* e, idx_t i) noexcept nogil:
-    return <req_t*> pool_at(&e.req, i)
+    return <req_t*> e.req.base + i
 
 
 cdef inline tw_t* tw_at(engine_t* e, idx_t i) noexcept nogil:
-    return <tw_t*> pool_at(&e.tw, i)
+    return <tw_t*> e.tw.base + i
 
 
 cdef inline listener_t* lst_at(engine_t* e, idx_t i) noexcept nogil:
-    return <listener_t*> pool_at(&e.lst, i)
+    return <listener_t*> e.lst.base + i
 
 
 cdef inline group_t* grp_at(engine_t* e, idx_t i) noexcept nogil:
-    return <group_t*> pool_at(&e.grp, i)
+    return <group_t*> e.grp.base + i
 
 
 cdef inline reqext_t* ext_at(engine_t* e, idx_t i) noexcept nogil:
-    return <reqext_t*> pool_at(&e.ext, i)
+    return <reqext_t*> e.ext.base + i
 
 
 cdef inline waiter_t* wait_at(engine_t* e, idx_t i) noexcept nogil:
-    return <waiter_t*> pool_at(&e.wait, i)
+    return <waiter_t*> e.wait.base + i
 
 
 cdef inline ref_t ref_of(uint32_t kind, idx_t i) noexcept nogil:

@@ -217,6 +217,25 @@ cdef inline int64_t tcp_recvmsg_ts(engine_t* e, tcb_t* sk, uint8_t* out, size_t 
     return got
 
 
+cdef inline uint32_t tcp_recv_look(const tcb_t* sk, const uint8_t** p) noexcept nogil:
+    """How many bytes lie at *p, the next to be read, for a reader inside the engine that takes them with tcp_recvmsg(MSG_TRUNC) afterwards.
+    0: ask tcp_recvmsg (nothing there, an urgent mark, or the ring's end in between)."""
+    cdef uint32_t n = sk.rcv_nxt - sk.copied_seq
+    cdef uint32_t at
+    if n == 0 or sk.urg_state or sk.rcv.size == 0:
+        return 0
+    if sk.sflags & SF_DONE:
+        n -= 1
+    at = sk.copied_seq & (sk.rcv.size - 1)
+    p[0] = sk.rcv.buf + at
+    return n if n <= sk.rcv.size - at else 0
+
+
+cdef inline bint tcp_recv_drained(const tcb_t* sk) noexcept nogil:
+    """Would a read find nothing, not even an end or an error?"""
+    return sk.rcv_nxt == sk.copied_seq and not sk.sflags & SF_DONE and sk.sk_err == 0
+
+
 # ---- how much there is ---------------------------------------------------------------------------------------------
 cdef inline int64_t tcp_inq(engine_t* e, tcb_t* sk) noexcept nogil:
     """SIOCINQ: bytes that can be read up to the urgent mark."""

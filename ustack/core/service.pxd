@@ -9,7 +9,8 @@
 from libc.string cimport memcpy
 
 from ustack.core.pattern cimport pattern_at, pattern_make
-from ustack.core.recvmsg cimport tcp_recvmsg
+from ustack.core.recvmsg cimport tcp_recv_drained, tcp_recv_look, tcp_recvmsg
+from ustack.core.seqno cimport u32_min
 from ustack.core.sendmsg cimport tcp_sendmsg
 from ustack.core.access cimport sk_at
 from ustack.core.state cimport engine_t
@@ -86,17 +87,27 @@ cdef inline bint svc_over(engine_t* e, tcb_t* sk, int64_t got) noexcept nogil:
     return True
 
 
+cdef inline int64_t svc_look(engine_t* e, tcb_t* sk, uint8_t* buf, uint32_t n, const uint8_t** p) noexcept nogil:
+    """What can be read, left where it is if it lies there in one piece, else copied to buf (n bytes); as tcp_recvmsg says."""
+    cdef uint32_t got = tcp_recv_look(sk, p)
+    if got:
+        return u32_min(got, n)
+    p[0] = buf
+    return tcp_recvmsg(e, sk, buf, n, MSG_PEEK)
+
+
 cdef inline void svc_echo(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
+    cdef const uint8_t* p
     cdef int64_t got
     cdef int64_t sent
     while True:
-        got = tcp_recvmsg(e, sk, buf, SVC_CHUNK, MSG_PEEK)
+        got = svc_look(e, sk, buf, SVC_CHUNK, &p)
         if svc_over(e, sk, got) or got <= 0:
             return
-        sent = tcp_sendmsg(e, sk, buf, <size_t> got, 0)
+        sent = tcp_sendmsg(e, sk, p, <size_t> got, 0)
         if sent > 0:
             tcp_recvmsg(e, sk, buf, <size_t> sent, MSG_TRUNC)
-        if sent == -E_AGAIN:
+        if sent == -E_AGAIN or tcp_recv_drained(sk):
             return
         if sent < 0:
             svc_close(e, sk)
@@ -143,6 +154,7 @@ cdef inline void svc_http_refuse(engine_t* e, tcb_t* sk, int64_t got, uint8_t* b
 cdef inline void svc_http(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
     """Answer every whole request head: those of one read with one send; the last answer takes the FIN along."""
     cdef uint8_t* answer = buf + HTTP_IN
+    cdef const uint8_t* ask
     cdef int64_t got
     cdef int64_t room
     cdef int used
@@ -150,7 +162,7 @@ cdef inline void svc_http(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
     cdef int head
     cdef int bye
     while True:
-        got = tcp_recvmsg(e, sk, buf, HTTP_IN, MSG_PEEK)
+        got = svc_look(e, sk, buf, HTTP_IN, &ask)
         if svc_over(e, sk, got) or got <= 0:
             return
         room = svc_http_room(sk)
@@ -160,7 +172,7 @@ cdef inline void svc_http(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
         out = 0
         bye = 0
         while not bye:
-            head = http_head(buf + used, <int> got - used, &bye)
+            head = http_head(ask + used, <int> got - used, &bye)
             if head == 0:
                 bye = 0
                 if <int> got - used >= HEAD_MAX and out == 0:
@@ -186,7 +198,7 @@ cdef inline void svc_http(engine_t* e, tcb_t* sk, uint8_t* buf) noexcept nogil:
         if bye:
             svc_close(e, sk)
             return
-        if used == 0 or used < got:
+        if used == 0 or used < got or tcp_recv_drained(sk):
             return
 
 

@@ -147,11 +147,12 @@ cdef inline void wheel_unlink_(wheel_t* w, tnode_t* node) noexcept nogil:
     cdef uint32_t slot
     wheel_node(w, node.prev).next = node.next
     wheel_node(w, node.next).prev = node.prev
-    slot = wheel_slot_(w, node.deadline)
-    if slot != WHEEL_DUE:
-        if node.next == node.prev and node.next == slot:
-            wheel_mark_empty_(w, slot)
-        elif w.sentinel[slot].deadline == node.deadline:
+    if node.next == node.prev and node.next < WHEEL_SENTINELS:
+        if node.next != WHEEL_DUE:              # it was alone
+            wheel_mark_empty_(w, node.next)
+    else:
+        slot = wheel_slot_(w, node.deadline)
+        if slot != WHEEL_DUE and w.sentinel[slot].deadline == node.deadline:
             w.sentinel[slot].deadline = -1
     node.next = 0
     node.prev = 0
