@@ -169,7 +169,7 @@ cdef inline int get_sol_ip(engine_t* e, tcb_t* sk, int name, uint8_t* out, uint3
     elif name == 14:                                # IP_MTU
         if sk.rt == 0 or sk.state == TCP_LISTEN:
             return -E_NOTCONN
-        v = <int32_t> route_mtu(e, sk)
+        v = <int32_t> route_mtu(e, sk) if sk.rt_gen == e.rt_gen else sk.pmtu     # the route as it was looked up last
     elif name == 15:
         v = (sk.sflags & SF_FREEBIND) != 0
     elif name == 21:
