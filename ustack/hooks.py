@@ -164,12 +164,14 @@ class Syn(_Queue):
 
 
 class ReusePort(View):
-    """A segment without a connection and an SO_REUSEPORT group of `members`: Linux takes number `default`; set `member`."""
+    """A segment without a connection and an SO_REUSEPORT group of `members`: Linux takes number `default`; set `member`. migrating: with
+    tcp_migrate_req, the "request" or unaccepted "connection" of a closed member that another one takes over; else None."""
 
     SETTINGS: ClassVar[dict[str, Any]] = {"member": (0, 1023)}
     hash: int
     members: int
     default: int
+    migrating: str | None
 
 
 class Overflow(_Queue):

@@ -562,6 +562,36 @@ def test_reuseport_choice_outside_the_group_is_ignored():
         t.swallow()
 
 
+def test_reuseport_chooses_who_takes_over_from_a_closed_member():
+    """tcp_migrate_req, as a SELECT_OR_MIGRATE program: half-open connections at their ACK and timer, one that nobody has accepted at close()."""
+    with Testbed(backlog=None, sysctl={"net.ipv4.tcp_migrate_req": 1}) as t:
+        members = []
+        for _ in range(4):
+            sock = t.stack.socket()
+            sock.setsockopt(1, 15, 1)
+            sock.bind(("0.0.0.0", 80))
+            sock.setblocking(False)
+            sock.listen(16)
+            members.append(sock)
+        seen = []
+
+        @t.stack.on("reuseport")
+        def choose(view):
+            seen.append((view.peer[1], view.members, view.migrating))
+            view.member = 0 if view.migrating is None else 2
+
+        t.connect(3000, 0)
+        for port in (3001, 3002):
+            t.run(f"0 {port} < S 0 win 65535 {OPTS}\n0 {port} > S. 0 ack 1")
+        members[0].close()                      # the last member gets its place; then 2 is members[2]
+        t.run("0.5 3001 < . 1 ack 1\n1 3002 > S. 0 ack 1\n1.5 3002 < . 1 ack 1")
+        assert [m[1:] for m in seen if m[2] is not None] == [(3, "connection"), (3, "request"), (3, "request")]
+        assert sorted(members[2].accept()[1][1] for _ in range(3)) == [3000, 3001, 3002]
+        for sock in members[1:]:
+            sock.close()
+        t.swallow()
+
+
 # ---- calls -------------------------------------------------------------------------------------------------------------------------
 def test_listen_refuses_with_an_errno():
     with Testbed(backlog=None) as t:

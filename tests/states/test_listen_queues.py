@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import struct
+from typing import Any
 
 import pytest
 
@@ -161,3 +163,21 @@ def test_abort_on_overflow() -> None:
             count ListenOverflows+1 ListenDrops+1 EmbryonicRsts+1 OutRsts+1
             9.0 quiet
         """)
+
+
+def test_the_count_of_drops_stays_with_the_socket() -> None:
+    """SO_MEMINFO: sk_drops survives shutdown(), counts on when the socket listens again, and is not its children's."""
+    def drops(sock: Any) -> int:
+        return int(struct.unpack("9I", sock.getsockopt(1, 55, 36))[8])
+
+    with Testbed(backlog=0) as t:
+        t.connect(1000, 0)
+        t.run("0.1 2000 < S 0 ! TCP_LISTEN_OVERFLOW\n0.1 2001 < S 0 ! TCP_LISTEN_OVERFLOW")
+        conn, _ = t.listener.accept()
+        assert (drops(t.listener), drops(conn)) == (2, 0)
+        t.listener.shutdown(2)
+        assert drops(t.listener) == 2
+        t.listener.listen(0)
+        assert drops(t.listener) == 2
+        t.run("0.2 2002 < - 0 ! TCP_FLAGS")
+        assert drops(t.listener) == 3

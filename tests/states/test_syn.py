@@ -118,10 +118,10 @@ def test_duplicate_syn() -> None:
         t.run(f"""
             0.0 < S 0 {LINUX}
             0.0 > S. 0 ack 1 win 65160 <mss 1460,sackOK,TS 0 1000,nop,ws 10>
-            0.1 < S 0(10) <mss 500,TS 1050 0>
+            0.1 < S 0(10) <mss 500,TS 1050 0> ! taken
             0.1 > S. 0 ack 1 win 65160 <mss 1460,sackOK,TS 100 1000,nop,ws 10>
             count RetransSegs+1 TCPSynRetrans+1
-            0.2 < S 0 {LINUX}
+            0.2 < S 0 {LINUX} ! TCP_REQ_LIMITED
             0.2 quiet
             count TCPACKSkippedSynRecv+1
             0.7 < S 0 <nop,nop,TS 999 0> ! TCP_RFC7323_PAWS

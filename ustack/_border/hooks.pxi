@@ -218,7 +218,7 @@ cdef uint32_t undotted_or_0(text) noexcept:
 cdef void py_select(void* user, hook_select_t* a) noexcept with gil:
     cdef Engine engine = <Engine> (<pyhooks_t*> user).engine
     fields = flow_fields(&a.flow)
-    fields.update(hash=a.hash, members=a.n, default=a.choice)
+    fields.update(hash=a.hash, members=a.n, default=a.choice, migrating=(None, "request", "connection")[a.migrating])
     view = ask(engine, "reuseport", fields)
     if view is not None and "member" in view.chosen:
         a.choice = view.chosen["member"]

@@ -9,7 +9,7 @@
 # listen(); a member that closes while tcp_migrate_req is on stays behind as "closed", so that its requests find the others.
 # Callers: user (bind, listen), connect, child (inherit), listen, ipin (look-up).
 
-from ustack.core.hooks cimport hooked
+from ustack.core.hooks cimport SELECT_LOOKUP, hooked
 from ustack.core.listenhook cimport listenhook_select
 from ustack.core.pool cimport pool_alloc, pool_at
 from ustack.core.records cimport GROUP_MAX, bindb_t, group_t, listener_t, tw_t
@@ -19,7 +19,7 @@ from ustack.core.sock cimport group_leave
 from ustack.core.state cimport LHASH, engine_t
 from ustack.core.tcb cimport SF_REUSEADDR, SF_REUSEPORT, SOCK_CONNECT_BIND, tcb_t
 from ustack.core.types cimport (
-    E_ADDRINUSE, E_NOBUFS, KIND_TCB, KIND_TW, TCP_LISTEN, flow_t, idx_t, ref_t, uint16_t, uint32_t, uint64_t,
+    E_ADDRINUSE, E_NOBUFS, KIND_TCB, KIND_TW, TCP_LISTEN, flow_t, idx_t, ref_t, uint8_t, uint16_t, uint32_t, uint64_t,
 )
 
 cdef enum:
@@ -309,8 +309,17 @@ cdef inline uint32_t reuse_hash(engine_t* e, uint32_t laddr, uint32_t faddr, uin
                                    (<uint64_t>lport << 16) | fport)
 
 
-cdef inline idx_t group_other_member(engine_t* e, idx_t li, uint32_t h) noexcept nogil:
-    # The listening member that takes over from a closed one, 0 if there is none (A22).
+cdef inline idx_t group_ask_(engine_t* e, const group_t* g, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport,
+                             uint8_t migrating) noexcept nogil:
+    # As a reuseport BPF program (SELECT_OR_MIGRATE): it sees the hash and names a member. migrating: SELECT_*.
+    cdef flow_t flow = flow_t(laddr, faddr, lport, fport)
+    cdef uint32_t h = reuse_hash(e, laddr, faddr, lport, fport)
+    return g.members[listenhook_select(e, &flow, h, g.n, group_choice_(g, h), migrating)]
+
+
+cdef inline idx_t group_other_member(engine_t* e, idx_t li, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport,
+                                     uint8_t what) noexcept nogil:
+    # The listening member that takes over from a closed one, 0 if there is none (A22). what: SELECT_REQUEST or SELECT_CHILD.
     cdef listener_t* l = lst_at(e, li)
     cdef group_t* g
     if l.group == 0:
@@ -318,7 +327,9 @@ cdef inline idx_t group_other_member(engine_t* e, idx_t li, uint32_t h) noexcept
     g = grp_at(e, l.group)
     if g.n == 0 or not e.cfg.tcp_migrate_req:
         return 0
-    return group_select_(g, h)
+    if hooked(e.hooks):
+        return group_ask_(e, g, laddr, faddr, lport, fport, what)
+    return group_select_(g, reuse_hash(e, laddr, faddr, lport, fport))
 
 
 # ---- the listener table ----------------------------------------------------------------------------------------------------------
@@ -357,13 +368,6 @@ cdef inline void listener_unhash(engine_t* e, idx_t li) noexcept nogil:
     group_stop(e, li)
 
 
-cdef inline idx_t group_ask_(engine_t* e, const group_t* g, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
-    # As a reuseport BPF program: it sees the hash and names a member.
-    cdef flow_t flow = flow_t(laddr, faddr, lport, fport)
-    cdef uint32_t h = reuse_hash(e, laddr, faddr, lport, fport)
-    return g.members[listenhook_select(e, &flow, h, g.n, group_choice_(g, h))]
-
-
 cdef inline idx_t listener_find_(engine_t* e, uint32_t addr, uint32_t laddr, uint32_t faddr, uint16_t lport,
                                  uint16_t fport) noexcept nogil:
     cdef idx_t i = e.lhash[lhash_slot(addr, lport)]
@@ -376,7 +380,7 @@ cdef inline idx_t listener_find_(engine_t* e, uint32_t addr, uint32_t laddr, uin
                 return i
             g = grp_at(e, l.group)
             if hooked(e.hooks):
-                return group_ask_(e, g, laddr, faddr, lport, fport)
+                return group_ask_(e, g, laddr, faddr, lport, fport, SELECT_LOOKUP)
             return group_select_(g, reuse_hash(e, laddr, faddr, lport, fport)) if g.n > 1 else i
         i = l.hash_next
     return 0

@@ -12,7 +12,7 @@
 from ustack.core.types cimport flow_t, int32_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
-    HOOKS_VERSION = 1           # of this file's structs; a table of another version is refused
+    HOOKS_VERSION = 2           # of this file's structs; a table of another version is refused
 
 cdef extern from *:
     """
@@ -56,6 +56,12 @@ cdef enum:
     QUEUE_SYN = 1
     QUEUE_ACCEPT_SYN = 2        # accept queue, at the SYN
     QUEUE_ACCEPT_ACK = 3        # accept queue, at the third ACK or a cookie's
+
+# hook_select_t.migrating
+cdef enum:
+    SELECT_LOOKUP = 0
+    SELECT_REQUEST = 1          # tcp_migrate_req: a half-open connection whose listener has gone
+    SELECT_CHILD = 2            # ... or one that nobody has accepted
 
 # hook_conn_t.what
 cdef enum:
@@ -212,11 +218,12 @@ cdef struct hook_drop_t:        # a packet was discarded
     uint32_t packet_len
     uint8_t verdict             # out: PASS RESET (a TCP segment without RST only)
 
-cdef struct hook_select_t:      # which member of an SO_REUSEPORT group gets a segment without a connection
+cdef struct hook_select_t:      # which member of an SO_REUSEPORT group gets a segment without a connection, or what a closed member leaves
     flow_t flow
     uint32_t hash               # of the 4-tuple
     uint32_t n                  # members that listen
     int32_t choice              # in: what Linux takes; out: 0 .. n-1
+    uint8_t migrating           # SELECT_*
 
 cdef struct hooks_t:
     uint32_t version            # HOOKS_VERSION

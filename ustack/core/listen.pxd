@@ -9,7 +9,8 @@
 from libc.string cimport memcpy
 
 from ustack.core.acceptq cimport acceptq_pop, acceptq_push, lst_get
-from ustack.core.bind cimport bind_get_port, group_other_member, listener_hash, listener_unhash, reuse_hash
+from ustack.core.bind cimport bind_get_port, group_other_member, listener_hash, listener_unhash
+from ustack.core.hooks cimport SELECT_CHILD
 from ustack.core.pool cimport pool_free
 from ustack.core.records cimport listener_t, reqext_t
 from ustack.core.access cimport ext_at, lst_at, sk_at, sk_lport, sk_opt
@@ -70,13 +71,14 @@ cdef inline idx_t accept_pop(engine_t* e, tcb_t* lsk) noexcept nogil:
 
 
 # ---- migration -------------------------------------------------------------------------------------------------------------------
-cdef inline idx_t listener_successor(engine_t* e, idx_t li, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport) noexcept nogil:
-    # reuseport_migrate_sock: who takes over a request or child of a listener that is gone, 0 = nobody. A listener that never was in a
-    # group fails silently.
+cdef inline idx_t listener_successor(engine_t* e, idx_t li, uint32_t laddr, uint32_t faddr, uint16_t lport, uint16_t fport,
+                                     uint8_t what) noexcept nogil:
+    # reuseport_migrate_sock: who takes over a request or child (SELECT_*) of a listener that is gone, 0 = nobody. A listener that never
+    # was in a group fails silently.
     cdef idx_t to
     if lst_at(e, li).group == 0:
         return 0
-    to = group_other_member(e, li, reuse_hash(e, laddr, faddr, lport, fport))
+    to = group_other_member(e, li, laddr, faddr, lport, fport, what)
     if to == 0:
         mib_inc(&e.stats, MIB_TcpExtTCPMigrateReqFailure)
     return to
@@ -123,7 +125,8 @@ cdef inline void listen_stop(engine_t* e, tcb_t* sk) noexcept nogil:
         child = acceptq_pop(e, li)
         if child == NULL:
             break
-        to = listener_successor(e, li, child.en.laddr, child.en.faddr, <uint16_t>(child.en.ports >> 16), <uint16_t>child.en.ports)
+        to = listener_successor(e, li, child.en.laddr, child.en.faddr, <uint16_t>(child.en.ports >> 16), <uint16_t>child.en.ports,
+                                SELECT_CHILD)
         if to != 0:
             child_migrate_(e, child, li, to)
         else:

@@ -179,7 +179,8 @@ cdef inline uint8_t accept_view_(engine_t* e, idx_t li, tcb_t* child) noexcept n
 
 
 # ---- SO_REUSEPORT --------------------------------------------------------------------------------------------------------------------
-cdef inline uint32_t listenhook_select(engine_t* e, const flow_t* flow, uint32_t h, uint32_t n, uint32_t choice) noexcept nogil:
+cdef inline uint32_t listenhook_select(engine_t* e, const flow_t* flow, uint32_t h, uint32_t n, uint32_t choice,
+                                       uint8_t migrating) noexcept nogil:
     # The position in the group; a choice that is none of it is ignored.
     cdef hook_select_t a
     memset(&a, 0, sizeof(hook_select_t))
@@ -187,6 +188,7 @@ cdef inline uint32_t listenhook_select(engine_t* e, const flow_t* flow, uint32_t
     a.hash = h
     a.n = n
     a.choice = <int32_t>choice
+    a.migrating = migrating
     hook_select(e.hooks, &a)
     return <uint32_t>a.choice if 0 <= a.choice < <int32_t>n else choice
 

@@ -13,7 +13,7 @@ from ustack.core.bind cimport listener_lookup
 from ustack.core.child cimport req_sent_at, req_timeout, tcp_create_child
 from ustack.core.connreq cimport COOKIE_NOT_OURS, COOKIE_REFUSED, conn_request, cookie_ack
 from ustack.core.hooks cimport (
-    HOOK_ACCEPT, HOOK_DROP, HOOK_PARK, HOOK_PASS, HOOK_RESET, HOOK_SKIP, QUEUE_ACCEPT_ACK, hooked,
+    HOOK_ACCEPT, HOOK_DROP, HOOK_PARK, HOOK_PASS, HOOK_RESET, HOOK_SKIP, QUEUE_ACCEPT_ACK, SELECT_REQUEST, hooked,
 )
 from ustack.core.input cimport tcp_rcv_state_process
 from ustack.core.ipout cimport ipout_ack_reply, ipout_rst_reply
@@ -39,7 +39,7 @@ from ustack.core.synack cimport req_ext, req_ts_off, req_tsval_last, synack_repe
 from ustack.core.tcb cimport SF_REFUSED, tcb_t
 from ustack.core.types cimport (
     DROP_HOOK, DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_POOL_TCB, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS, DROP_TCP_INVALID_SYN,
-    DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE, DROP_TCP_LISTEN_RST, DROP_TCP_MINTTL, DROP_TCP_REQ_NOACK,
+    DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE, DROP_TCP_LISTEN_RST, DROP_TCP_MINTTL, DROP_TCP_REQ_LIMITED, DROP_TCP_REQ_NOACK,
     DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_TSECR, NS_PER_MS, NS_PER_SEC, OPT_TS, REF_SHIFT,
     TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, TM_REQ, idx_t, int32_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
 )
@@ -154,12 +154,14 @@ cdef inline bint req_limited_(engine_t* e, req_t* rq, const seg_t* s, int mib, b
 
 
 # ---- segments that hit a request (facts E1) ------------------------------------------------------------------------------------------
-cdef inline void req_duplicate_syn_(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri, const seg_t* s) noexcept nogil:
+cdef inline int req_duplicate_syn_(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri, const seg_t* s) noexcept nogil:
     # Facts B20: answered again, and the timer starts anew with its present length.
     if req_limited_(e, rq, s, MIB_TcpExtTCPACKSkippedSynRecv, True):
-        return
-    if req_rtx_synack_(e, lsk, rq) == 0:
-        wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, rq, rq.num_timeout))
+        return DROP_TCP_REQ_LIMITED
+    if req_rtx_synack_(e, lsk, rq) != 0:
+        return DROP_TCP_NO_ROUTE
+    wheel_arm(&e.wheel, (<uint32_t>TM_REQ << REF_SHIFT) | ri, e.now + req_timeout(e, rq, rq.num_timeout))
+    return DROP_NONE
 
 
 cdef inline int req_embryonic_reset_(engine_t* e, idx_t ri, idx_t li, const seg_t* s) noexcept nogil:
@@ -288,8 +290,7 @@ cdef inline int req_check_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s) noexcept
         paws = tcp_paws_reject(e, rq.ts_recent, tcp_clock_s(e) - req_timeout(e, rq, rq.num_timeout) // NS_PER_SEC, s.tsval,
                                (s.flags & TH_RST) != 0)
     if s.seq == rq.risn and s.flags & (TH_RST | TH_SYN | TH_ACK) == TH_SYN and not paws:
-        req_duplicate_syn_(e, lsk, rq, ri, s)
-        return lst_discard_(e, lsk.listener, DROP_NONE)
+        return lst_discard_(e, lsk.listener, req_duplicate_syn_(e, lsk, rq, ri, s))
     if s.flags & TH_ACK and not s.flags & TH_RST and s.ack != rq.isn + 1:
         return listen_rcv(e, lsk, s, 0)
     if paws or tsecr or not tcp_in_window(s.seq, s.end_seq, rnxt, rnxt + rq.rwnd):
@@ -308,7 +309,7 @@ cdef inline int request_rcv(engine_t* e, idx_t ri, seg_t* s) noexcept nogil:
     if reason != DROP_NONE:
         return lst_discard_(e, li, reason)
     if not lst_at(e, li).listening:
-        li = listener_successor(e, li, s.dst, s.src, s.dport, s.sport)
+        li = listener_successor(e, li, s.dst, s.src, s.dport, s.sport, SELECT_REQUEST)
         if li == 0:
             req_drop(e, ri)
             lsk = listener_lookup(e, s.dst, s.src, s.dport, s.sport)
@@ -395,7 +396,8 @@ cdef inline void request_timer(engine_t* e, idx_t ri) noexcept nogil:
     cdef bint migrated = False
     cdef bint alive
     if not lst_at(e, li).listening:
-        li = listener_successor(e, li, rq.en.laddr, rq.en.faddr, <uint16_t>(rq.en.ports >> 16), <uint16_t>rq.en.ports)
+        li = listener_successor(e, li, rq.en.laddr, rq.en.faddr, <uint16_t>(rq.en.ports >> 16), <uint16_t>rq.en.ports,
+                                SELECT_REQUEST)
         if li == 0:
             req_drop(e, ri)
             return

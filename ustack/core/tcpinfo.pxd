@@ -152,7 +152,4 @@ cdef inline void sk_get_meminfo(engine_t* e, tcb_t* sk, uint8_t* p) noexcept nog
     put_u32(p, 12, sk.sndbuf)
     put_u32(p, 16, sk.fwd_alloc)
     put_u32(p, 20, sk.wmem_queued)
-    if sk.state == TCP_LISTEN:
-        put_u32(p, 32, lst_at(e, sk.listener).drops)
-    else:
-        put_u32(p, 32, sk.los.drops)
+    put_u32(p, 32, sk.los.drops)

@@ -233,7 +233,7 @@ cdef enum:
     DROP_TCP_DEFER_ACCEPT = 31          # ours: bare ACK held back
     DROP_TCP_REQ_OOW = 32               # ours: segment outside the request's window
     DROP_TCP_REQ_NOACK = 33             # ours: segment without ACK for a request
-    DROP_TCP_COOKIE_INVALID = 34        # ours
+    DROP_TCP_REQ_LIMITED = 34           # ours: repeated SYN of a request, sooner than tcp_invalid_ratelimit allows an answer
     DROP_TCP_TW = 35                    # ours: absorbed by a TIME_WAIT record
     DROP_TCP_CLOSE = 36
     DROP_TCP_ZEROWINDOW = 37

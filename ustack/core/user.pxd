@@ -27,7 +27,7 @@ from ustack.core.route cimport route_is_bindable
 from ustack.core.rtt cimport minmax_reset
 from ustack.core.seqno cimport before
 from ustack.core.sendq cimport tcp_write_queue_purge
-from ustack.core.access cimport ext_at, lst_at, sk_at, sk_fport, sk_handle, sk_los_put, sk_lport, sk_opt, sk_set_ports, wait_at
+from ustack.core.access cimport ext_at, lst_at, sk_at, sk_fport, sk_handle, sk_los, sk_los_put, sk_lport, sk_opt, sk_set_ports, wait_at
 from ustack.core.sock cimport (
     SHUTDOWN_MASK, fastopen_remove, sk_alloc, sk_destroy, sk_orphan, sk_reset_keepalive, sk_set_state, tcp_clear_xmit_timers,
     tcp_fastopen_active_disable_ofo_check,
@@ -171,7 +171,8 @@ cdef inline bint tcp_need_reset(uint8_t state) noexcept nogil:
 
 
 cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
-    """The part of tcp_disconnect that puts the RFC variables back, so that the socket can connect or listen again."""
+    """The part of tcp_disconnect that puts the RFC variables back, so that the socket can connect or listen again. sk_drops stays."""
+    cdef uint32_t drops = sk.los.drops
     sk.sk_err_soft = 0
     sk.shutdown = 0
     sk.sflags &= ~<uint32_t> SF_DONE
@@ -212,6 +213,8 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.rcv_wscale = 0
     sk.num_sacks = 0
     sk_los_put(e, sk)
+    if drops != 0:
+        sk_los(e, sk).drops = drops
     sk.rx_dsack = 0
     sk.saw_tstamp = 0
     sk.ts_recent = 0
