@@ -11,9 +11,11 @@ the oldest; `lost` counts them.
 
 from __future__ import annotations
 
+import heapq
 import threading
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ustack import _fastpath
@@ -33,6 +35,7 @@ class Event(NamedTuple):
     local, peer  (address, port). handle: of the socket, None if there is none.
     info    drop: reason, listener (handle or None). state: state, new_state (Linux's numbers). queued: accept_queue (with it), backlog.
             retransmit: seq, segs. log: text.
+    shard   number of the queue's engine, which handle and listener are of; 0 with one queue.
     """
 
     at: int
@@ -41,9 +44,10 @@ class Event(NamedTuple):
     peer: tuple[str, int]
     handle: int | None
     info: dict[str, Any]
+    shard: int = 0
 
 
-def _event(row: tuple[int, int, int, int, int, int, tuple[str, int, str, int]]) -> Event:
+def _event(row: tuple[int, int, int, int, int, int, tuple[str, int, str, int]], shard: int) -> Event:
     at, number, arg, a, b, c, (laddr, lport, faddr, fport) = row
     kind = KINDS.get(number, str(number))
     handle: int | None = c or None
@@ -58,14 +62,15 @@ def _event(row: tuple[int, int, int, int, int, int, tuple[str, int, str, int]]) 
         info = {"seq": a, "segs": b}
     elif kind == "log":
         info = {"text": text_of(arg, a, b)}
-    return Event(at, kind, (laddr, lport), (faddr, fport), handle, info)
+    return Event(at, kind, (laddr, lport), (faddr, fport), handle, info, shard)
 
 
 class _Hub:
     """The streams of one engine; drains its ring into all of them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, shard: int) -> None:
         self.engine = weakref.ref(engine)
+        self.shard = shard
         self.lock = threading.Lock()
         self.streams: list[EventStream] = []
 
@@ -80,7 +85,7 @@ class _Hub:
         if engine is None:
             return
         rows, lost = _fastpath.take_events(engine)
-        events = [_event(row) for row in rows]
+        events = [_event(row, self.shard) for row in rows]
         for stream in self.streams:
             stream.lost += lost + max(0, len(stream._kept) + len(events) - stream.capacity)
             stream._kept.extend(events)
@@ -129,14 +134,48 @@ class EventStream:
         self.close()
 
 
-def open_stream(engine: Engine, capacity: int, note: bool = False) -> EventStream:
-    """A new stream of an engine's events. ValueError for a capacity below 1."""
+class MergedStream:
+    """The streams of a stack's engines, one for each queue, as one: in the order of time. Each has room for `capacity` events."""
+
+    def __init__(self, parts: Sequence[EventStream]) -> None:
+        self._parts = parts
+        self.capacity = parts[0].capacity
+
+    @property
+    def lost(self) -> int:
+        return sum(part.lost for part in self._parts)
+
+    @property
+    def closed(self) -> bool:
+        return self._parts[0].closed
+
+    def take(self) -> list[Event]:
+        """Everything since the last take, oldest first."""
+        return list(heapq.merge(*(part.take() for part in self._parts), key=lambda event: event.at))
+
+    def __iter__(self) -> Any:
+        return iter(self.take())
+
+    def close(self) -> None:
+        """Stop listening."""
+        for part in self._parts:
+            part.close()
+
+    def __enter__(self) -> MergedStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_stream(engine: Engine, capacity: int, note: bool = False, shard: int = 0) -> EventStream:
+    """A new stream of an engine's events. shard: its number. ValueError for a capacity below 1."""
     if capacity < 1:
         raise ValueError(f"an event stream has room for at least one event, not {capacity}")
     with _hubs_lock:
         hub = _hubs.get(engine)
         if hub is None:
-            hub = _hubs[engine] = _Hub(engine)
+            hub = _hubs[engine] = _Hub(engine, shard)
     stream = EventStream(hub, capacity, note)
     with hub.lock:
         hub.drain()

@@ -43,12 +43,14 @@ _DROP, _ACCEPT, _COOKIE, _NO_COOKIE, _RESET, _SKIP, _FRONT = range(1, 8)
 
 
 class View:
-    """What a hook is told and what it may choose. All views: local and peer are (address, port) of the connection."""
+    """What a hook is told and what it may choose. All views: local and peer are (address, port) of the connection; shard: the number of the
+    queue's engine, which handles and listeners are of (0 with one queue)."""
 
     SETTINGS: ClassVar[dict[str, Any]] = {}         # name: (low, high), or bool, or a function that checks
     VERDICTS: ClassVar[dict[str, int]] = {}
     local: Address
     peer: Address
+    shard: int
 
     def __init__(self, fields: dict[str, Any], asynchronous: bool = False) -> None:
         self.__dict__.update(fields)
@@ -365,13 +367,17 @@ class Hook:
 
 
 class HookSet:
-    """The Python hooks of one engine; made by Engine.on()."""
+    """The Python hooks of one engine (made by Engine.on()). Those of a stack's engines, one for each queue, share their functions."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, shard: int, shards: list[HookSet]) -> None:
+        """shard: its number. shards: the HookSets of the stack, which this one joins."""
         self._engine = weakref.ref(engine)
+        self.shard = shard
+        self._shards = shards
         self.threaded = _fastpath.has_thread(engine)
-        self.hooks: dict[str, list[Hook]] = {}
+        self.hooks: dict[str, list[Hook]] = shards[0].hooks if shards else {}
         self._stream: EventStream | None = None
+        shards.append(self)
 
     # ---- registering -------------------------------------------------------------------------------------------------------
     def on(self, name: str, function: Callable[[Any], Any] | None = None) -> Any:
@@ -391,7 +397,7 @@ class HookSet:
         hook = Hook(self, name, function)
         self.hooks.setdefault(name, []).append(hook)
         try:
-            self._apply()
+            self._apply_all()
         except BaseException:
             self.hooks[name].remove(hook)
             raise
@@ -402,16 +408,21 @@ class HookSet:
         if hook in self.hooks.get(hook.name, ()):
             self.hooks[hook.name].remove(hook)
         try:
-            self._apply()
+            self._apply_all()
         except RuntimeError:
             pass                    # inside a hook: its op is still called, and finds nobody
 
     def clear(self) -> None:
         """Every hook goes: the stack has stopped."""
         self.hooks.clear()
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        for one in self._shards:
+            if one._stream is not None:
+                one._stream.close()
+                one._stream = None
+
+    def _apply_all(self) -> None:
+        for one in self._shards:
+            one._apply()
 
     def _apply(self) -> None:
         engine = self._engine()
@@ -431,13 +442,15 @@ class HookSet:
         if events and self._stream is None:
             from ustack.events import open_stream
 
-            self._stream = open_stream(engine, 65536, note=True)
+            self._stream = open_stream(engine, 65536, note=True, shard=self.shard)
         elif not events and self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def active(self, name: str) -> bool:
-        """Is there anybody to ask?"""
+        """Is there anybody to ask? About listen() on the first shard only: the others' listeners are its twins."""
+        if name == "listen" and self.shard:
+            return False
         return any(hook.enabled for hook in self.hooks.get(name, ()))
 
     # ---- calling -----------------------------------------------------------------------------------------------------------
@@ -446,7 +459,7 @@ class HookSet:
         hooks = self.hooks.get(name)
         if not hooks:
             return None
-        view = HOOKS[name].view(fields, asynchronous)
+        view = HOOKS[name].view({**fields, "shard": self.shard}, asynchronous)
         for hook in list(hooks):
             if not hook.enabled:
                 continue

@@ -22,7 +22,7 @@ from ustack._socket import Socket, _pair
 from ustack.clock import VirtualClock
 from ustack.drivers.manual import Completion, ManualDriver
 from ustack.errors import failure
-from ustack.events import EventStream, open_stream
+from ustack.events import EventStream, MergedStream, open_stream
 from ustack.route import parse_address, parse_route
 from ustack.sysctl import Sysctl
 
@@ -158,10 +158,11 @@ class Stack:
             return _summed(_fastpath.drop_counters(e) for e in self.engines)
         return _summed(_fastpath.listener_drops(engine, handle) for engine, handle in listener.places())
 
-    def events(self, capacity: int = 65536) -> EventStream:
+    def events(self, capacity: int = 65536) -> EventStream | MergedStream:
         """A stream of what happens from now on: drops, state changes, accept queues, retransmissions, log lines (ustack/events.py).
-        Without one the engine keeps no events. capacity: how many may wait; the oldest are lost, and counted."""
-        return open_stream(self._alone("an event stream"), capacity)
+        Without one the engine keeps no events. capacity: how many may wait, of each queue; the oldest are lost, and counted."""
+        parts = [open_stream(engine, capacity, shard=i) for i, engine in enumerate(self.engines)]
+        return parts[0] if len(parts) == 1 else MergedStream(parts)
 
     def ss(self, args: str | Sequence[str] = "-tan") -> list[dict[str, Any]]:
         """The rows of `ss ARGS`: {"state", "recvq", "sendq", "local", "peer", "info"}."""
@@ -248,8 +249,10 @@ class Stack:
     # ---- hooks -------------------------------------------------------------------------------------------------------------
     def on(self, name: str, function: Callable[[Any], Any] | None = None) -> Any:
         """Call function(view) at the decision `name` (ustack/hooks.py, docs/hooks.md); returns a Hook with .remove(). Without a function: a
-        decorator. ValueError for a hook that needs C beside an engine thread."""
-        return self._alone("a hook").on(name, function)
+        decorator. ValueError for a hook that needs C beside an engine thread. With several queues: at each of them."""
+        if self.engine.hookset is None:
+            _fastpath.share_hooks(self.engines)
+        return self.engine.on(name, function)
 
     def set_hooks(self, capsule: object) -> None:
         """Install a C op-table (a PyCapsule of hooks_t, core/hooks.pxd), or None for none. With several queues each engine thread calls it."""
@@ -263,14 +266,13 @@ class Stack:
         for engine in self.engines:
             _fastpath.cc_add_table(engine, capsule)
 
-    def bring_notes(self) -> None:
-        """Log lines, parked connections and late hooks: what the core leaves for Python. The driver's matter."""
-        for engine in self.engines:
-            klog.emit(engine)
-        hooks = self.engine.hookset
-        if hooks is not None and hooks.threaded:
-            hooks.pump()
-            _fastpath.resume_parked(self.engine)
+    def bring_notes(self, engine: _fastpath.Engine) -> None:
+        """Log lines, parked connections and late hooks: what the core leaves for Python. The driver's matter; one thread for each engine, so that
+        what was parked goes on in its order."""
+        klog.emit(engine)
+        if engine.hookset is not None and engine.hookset.threaded:
+            engine.hookset.pump()
+            _fastpath.resume_parked(engine)
 
     # ---- configuration -----------------------------------------------------------------------------------------------------
     def route(self, command: str) -> None:
@@ -353,12 +355,6 @@ class Stack:
     def lowat(self, sock: Socket) -> int:
         """SO_RCVLOWAT: what a blocking recv waits for."""
         return int(struct.unpack("i", sock._engine.getsockopt(sock.handle, 1, 18, 4))[0])
-
-    def _alone(self, what: str) -> _fastpath.Engine:
-        """The engine of a stack with one queue."""
-        if len(self.engines) > 1:
-            raise ValueError(f"{what} belongs to one engine: this stack has {len(self.engines)} queues")
-        return self.engine
 
     def _alive(self) -> None:
         if self.stopped:

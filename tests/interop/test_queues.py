@@ -272,6 +272,115 @@ def test_a_blocked_accept_is_woken_by_any_shard(net):
             sock.close()
 
 
+def meet(client, server, listener, n):
+    """n connections, said hello and closed on both sides."""
+    for _ in range(n):
+        with client.create_connection((SERVER, 80), timeout=10) as conn:
+            conn.sendall(b"hello")
+            served, _peer = listener.accept()
+            with served:
+                served.settimeout(10)
+                assert served.recv(10) == b"hello"
+
+
+def eventually(what, seconds=5):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("cookies", [1, 2])
+def test_established_is_asked_once_a_connection_whatever_its_queue(net, cookies):
+    client, server, wire = net
+    server.sysctl["net.ipv4.tcp_syncookies"] = cookies
+    asked = []
+    with server.create_server((SERVER, 80)) as listener:
+        listener.settimeout(10)
+        hook = server.on("established", lambda view: asked.append((view.shard, view.peer, threading.current_thread().name)))
+        meet(client, server, listener, 40)
+        assert len(asked) == len({peer for _, peer, _ in asked}) == hook.calls == 40
+        assert len({shard for shard, _, _ in asked}) > 1
+        assert all(name.startswith("ustack notes") for _, _, name in asked)
+        assert wire.resets == 0
+        hook.remove()
+        meet(client, server, listener, 4)
+        assert hook.calls == 40
+
+
+def test_a_reset_by_a_hook_is_the_connection_s_own(net):
+    client, server, _wire = net
+    with server.create_server((SERVER, 80)) as listener:
+        listener.settimeout(10)
+        with server.events() as stream:
+            hook = server.on("established", lambda view: "reset" if view.peer[1] % 2 else None)
+            for port in range(20000, 20016):
+                conn = client.socket()
+                conn.settimeout(10)
+                conn.bind((CLIENT, port))
+                try:
+                    conn.connect((SERVER, 80))
+                    refused = conn.recv(1) == b"" if port % 2 else False
+                except ConnectionError:
+                    refused = True
+                assert refused == bool(port % 2)
+                conn.close()
+            for _ in range(8):
+                listener.accept()[0].close()
+            assert server.drops(listener)["HOOK"] == 8 and hook.errors == 0
+            refused = [e for e in stream.take() if e.kind == "drop" and e.info["reason"] == "HOOK"]
+            assert sorted(e.peer[1] for e in refused) == list(range(20001, 20016, 2))
+
+
+def test_calls_are_asked_about_once(net):
+    _client, server, _wire = net
+    seen = []
+    server.on("listen", lambda view: seen.append((view.shard, view.local, view.backlog)))
+    server.on("state", lambda view: seen.append((view.shard, view.new_state)))
+    with server.create_server((SERVER, 80), backlog=3):
+        eventually(lambda: len(seen) == 1 + QUEUES)
+    assert seen[0] == (0, (SERVER, 80), 3)
+    eventually(lambda: len(seen) == 1 + 2 * QUEUES)
+    assert sorted(seen[1:]) == sorted([(i, state) for i in range(QUEUES) for state in (7, 10)])
+
+
+def test_accept_is_asked_on_the_queue_of_the_connection(net):
+    client, server, _wire = net
+    with server.create_server((SERVER, 80)) as listener:
+        listener.settimeout(0.3)
+        hook = server.on("accept", lambda view: "reset" if view.peer[1] == 20001 else None)
+        for port in (20000, 20001, 20002):
+            conn = client.socket()
+            conn.bind((CLIENT, port))
+            conn.settimeout(10)
+            conn.connect((SERVER, 80))
+        got = []
+        with pytest.raises(TimeoutError):
+            while True:
+                got.append(listener.accept())
+        assert sorted(peer[1] for _, peer in got) == [20000, 20002] and hook.errors == 0
+        for sock, _ in got:
+            sock.close()
+
+
+def test_events_of_all_queues_in_the_order_of_time(net):
+    client, server, _wire = net
+    with server.create_server((SERVER, 80)) as listener, server.events() as stream:
+        listener.settimeout(10)
+        meet(client, server, listener, 24)
+        events = stream.take()
+        assert [e.at for e in events] == sorted(e.at for e in events)
+        queued = [e for e in events if e.kind == "queued"]
+        assert len(queued) == 24 and len({e.shard for e in queued}) > 1 and stream.lost == 0
+    assert stream.closed and stream.take() == []
+
+
+def test_a_packet_s_hook_names_the_c_table(net):
+    _client, server, _wire = net
+    with pytest.raises(ValueError, match="op 'syn' of a C op-table"):
+        server.on("syn", print)
+
+
 def test_a_link_with_one_queue_says_so():
     left, _right = ustack.MemoryLink.pair()
     with pytest.raises(ValueError, match="has one queue, not 2"):

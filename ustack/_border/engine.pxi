@@ -628,8 +628,7 @@ cdef class Engine:
     def on(self, name, function=None):
         """Call function(view) at the decision `name`; returns a Hook with .remove(). Without a function: a decorator. See ustack/hooks.py."""
         if self.hookset is None:
-            from ustack.hooks import HookSet
-            self.hookset = HookSet(self)
+            share_hooks([self])
         return self.hookset.on(name, function)
 
     def events(self, capacity=4096):

@@ -144,6 +144,15 @@ def hooks_enable(Engine engine not None, uint32_t mask):
     release(engine.e, &engine.s)
 
 
+def share_hooks(engines):
+    """Give the engines of one stack their HookSets, which share the functions: on() and remove() at one count for all."""
+    from ustack.hooks import HookSet
+    cdef Engine engine
+    shards = []
+    for number, engine in enumerate(engines):
+        engine.hookset = HookSet(engine, number, shards)
+
+
 # ---- calling Python ----------------------------------------------------------------------------------------------------------------
 cdef object ask(Engine engine, str name, dict fields):
     """The view after every function of this hook has seen it, or None. Called under the lock, by the thread that holds it."""

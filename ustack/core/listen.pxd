@@ -20,7 +20,7 @@ from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPMigrateReqFailure, MIB_TcpExtTCPMigrateReqSuccess, mib_inc
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport (
-    E_NOBUFS, TCP_CLOSE, TCP_LISTEN, idx_t, int32_t, uint8_t, uint16_t, uint32_t, uint8_t,
+    E_NOBUFS, TCP_CLOSE, TCP_LISTEN, idx_t, int32_t, uint8_t, uint16_t, uint32_t,
 )
 from ustack.core.xmit cimport tcp_send_active_reset
 

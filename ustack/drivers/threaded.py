@@ -49,7 +49,8 @@ class ThreadedDriver:
         self._thread = threading.Thread(target=self.loop.run, name=f"ustack {stack.name}" + (f"/{number}" if shards else ""), daemon=True)
         self._dead = False
         self._note = os.eventfd(0, os.EFD_CLOEXEC)
-        self._notes = threading.Thread(target=_bring_notes, args=(self._note, weakref.ref(stack)), name=f"ustack notes {stack.name}", daemon=True)
+        self._notes = threading.Thread(target=_bring_notes, args=(self._note, weakref.ref(stack), weakref.ref(engine)),
+                                       name=f"ustack notes {stack.name}", daemon=True)
 
     # ---- life --------------------------------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -135,16 +136,16 @@ class ThreadedDriver:
 NOTES_END = 1 << 32
 
 
-def _bring_notes(fd: int, stack_ref: weakref.ref[Stack]) -> None:
+def _bring_notes(fd: int, stack_ref: weakref.ref[Stack], engine_ref: weakref.ref[_fastpath.Engine]) -> None:
     """The thread that brings to Python what the engine thread, which has no GIL, leaves: it sleeps on its eventfd, which it closes."""
     while os.eventfd_read(fd) < NOTES_END:
-        stack = stack_ref()
-        if stack is not None and not stack.stopped:
+        stack, engine = stack_ref(), engine_ref()
+        if stack is not None and engine is not None and not stack.stopped:
             try:
-                stack.bring_notes()
+                stack.bring_notes(engine)
             except Exception:
                 log.exception("notes of %r", stack)
-        del stack
+        del stack, engine
     os.close(fd)
 
 
