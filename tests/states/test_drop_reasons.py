@@ -77,7 +77,7 @@ def test_no_stream_no_ring_and_a_stream_from_now_on():
             t.line("0.25 2001 < F 0 win 65535 ! TCP_FLAGS")
             (event,) = stream.take()
             assert event == (250_000_000, "drop", (t.server, 80), (t.peer, 2001), None,
-                             {"reason": "TCP_FLAGS", "listener": t.listener.handle})
+                             {"reason": "TCP_FLAGS", "listener": t.listener.handle}, 0)
             assert stream.take() == []
         t.line("0.5 2002 < F 0 win 65535 ! TCP_FLAGS")
         assert stream.take() == []
