@@ -229,7 +229,7 @@ cdef inline int req_promote_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint s
         tos = ext_at(e, rq.ext).tos
     child = tcp_create_child(e, lsk, rq, ri, s, tos, room == HOOK_ACCEPT)
     if child == NULL:
-        return req_overflow_(e, lsk.listener, ri, migrated, s, room == HOOK_RESET)
+        return lst_discard_(e, lsk.listener, req_overflow_(e, lsk.listener, ri, migrated, s, room == HOOK_RESET))
     if saw_ts and not after(s.seq, rq.risn + 1):
         child.ts_recent = s.tsval
     tcp_synack_rtt_meas(e, child, -1 if repeated else (e.now - sent) // 1000)
