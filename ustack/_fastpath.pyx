@@ -81,10 +81,12 @@ from ustack.core.wire cimport get16, get32, put16, put32, wire_parse_ip, wire_pa
 from ustack.errors import failure
 
 include "_border/lock.pxi"
+include "_border/address.pxi"
 include "_border/mirror.pxi"
 include "_border/hooks.pxi"
 include "_border/congestion.pxi"
 include "_border/engine.pxi"
+include "_border/frames.pxi"
 include "_border/control.pxi"
 include "_border/views.pxi"
 include "_border/impair.pxi"

@@ -4,45 +4,6 @@ cdef enum:
     MAX_OPT = 4096              # largest option value copied
 
 
-cdef object py_flow(uint32_t laddr, uint16_t lport, uint32_t faddr, uint16_t fport):
-    return (dotted(laddr), lport, dotted(faddr), fport)
-
-
-cdef str dotted(uint32_t a):
-    return f"{a >> 24}.{(a >> 16) & 255}.{(a >> 8) & 255}.{a & 255}"
-
-
-cdef uint32_t undotted(object text) except? 0:
-    """A host-order address from "a.b.c.d", an int, or "" (any)."""
-    cdef list parts
-    cdef uint32_t a = 0
-    cdef long v
-    if isinstance(text, int):
-        return <uint32_t> text
-    if text == "" or text is None:
-        return 0
-    parts = str(text).split(".")
-    if len(parts) != 4:
-        raise failure(E_INVAL, f"{text!r} is not an IPv4 address: write it as a.b.c.d")
-    for part in parts:
-        if not part.isdigit() or int(part) > 255:
-            raise failure(E_INVAL, f"{text!r} is not an IPv4 address: write it as a.b.c.d")
-        v = int(part)
-        a = (a << 8) | <uint32_t> v
-    return a
-
-
-def add_address(Engine engine not None, text):
-    """Make "a.b.c.d/len" ours; host bits all zero with len < 32: every address of the prefix."""
-    host, _, length = str(text).partition("/")
-    cdef uint32_t a = undotted(host)
-    if length and not (length.isdigit() and int(length) <= 32):
-        raise failure(E_INVAL, f"{text!r}: the prefix length is a number from 0 to 32")
-    cdef int plen = int(length) if length else 32
-    whole = plen < 32 and a & ((1 << (32 - plen)) - 1) == 0
-    change_address(engine, "add", a, plen, whole)
-
-
 cdef bytes seed_bytes(object seed):
     if seed is None:
         return b"ustack"
@@ -171,67 +132,12 @@ cdef class Engine:
 
     def transmit(self):
         """The packets to send, none longer than the MTU, checksums complete: [(time, packet), ...]."""
-        return self._take(False)
+        return take_frames(self, False)
 
     def transmit_gso(self):
         """The frames to send as the core made them: [(time, packet, gso_size), ...]; gso_size 0 = an ordinary packet, else the payload
         bytes per wire segment of a super-segment. Checksums are complete."""
-        return self._take(True)
-
-    cdef list _take(self, bint gso):
-        cdef uint32_t i
-        cdef uint32_t n
-        cdef uint32_t k
-        cdef uint32_t pieces
-        cdef size_t total = 0
-        cdef uint8_t* buf
-        cdef uint8_t* p
-        cdef uint32_t* lens
-        cdef int64_t* ats
-        cdef uint16_t* sizes
-        cdef txframe_t* f
-        cdef list out = []
-        acquire(self.e, &self.s)
-        n = self.e.tx_n
-        if n == 0:
-            engine_tx_done(self.e)
-            release(self.e, &self.s)
-            return out
-        # Room for every piece of every frame: headers are repeated per segment.
-        k = 0
-        for i in range(n):
-            f = &self.e.tx[i]
-            pieces = 1 if gso else tx_segs(f)
-            k += pieces
-            total += tx_len(f) + <size_t> f.hlen * (pieces - 1)
-        buf = <uint8_t*> malloc(total + 1)
-        lens = <uint32_t*> malloc(k * sizeof(uint32_t))
-        ats = <int64_t*> malloc(k * sizeof(int64_t))
-        sizes = <uint16_t*> malloc(k * sizeof(uint16_t))
-        if buf == NULL or lens == NULL or ats == NULL or sizes == NULL:
-            release(self.e, &self.s)
-            free(buf)
-            free(lens)
-            free(ats)
-            free(sizes)
-            raise MemoryError
-        p = buf
-        k = 0
-        for i in range(n):
-            f = &self.e.tx[i]
-            k += frame_pieces(f, gso, &p, lens + k, ats + k, sizes + k)
-        engine_tx_done(self.e)
-        release(self.e, &self.s)
-        p = buf
-        for i in range(k):
-            packet = PyBytes_FromStringAndSize(<char*> p, lens[i])
-            p += lens[i]
-            out.append((ats[i], packet, sizes[i]) if gso else (ats[i], packet))
-        free(buf)
-        free(lens)
-        free(ats)
-        free(sizes)
-        return out
+        return take_frames(self, True)
 
     # ---- sockets ---------------------------------------------------------------------------------------------------------------
     cdef tcb_t* _at(self, uint64_t h) noexcept:
@@ -671,17 +577,3 @@ cdef inline bint must_wait(engine_t* e, tcb_t* sk, uint32_t events) noexcept nog
     if events == 0:
         return close_is_lingering(sk)
     return not user_poll(e, sk) & (events | POLLERR | POLLHUP)
-
-
-cdef uint32_t frame_pieces(txframe_t* f, bint gso, uint8_t** p, uint32_t* lens, int64_t* ats, uint16_t* sizes) noexcept nogil:
-    """Copy one frame out, cut into MTU-sized packets unless gso. Returns the number of packets."""
-    cdef uint32_t k
-    cdef uint32_t n
-    cdef uint32_t pieces = 1 if gso else tx_segs(f)
-    for k in range(pieces):
-        n = tx_whole(f, p[0]) if gso else tx_segment(f, k, p[0])
-        lens[k] = n
-        ats[k] = f.at
-        sizes[k] = f.gso_size if gso and tx_segs(f) > 1 else 0
-        p[0] += n
-    return pieces
