@@ -129,6 +129,18 @@ class Testbed:
         sock.listen(backlog)
         return sock
 
+    def group(self, members: int) -> list[Any]:
+        """An SO_REUSEPORT group of non-blocking listeners on the testbed's port."""
+        socks = []
+        for _ in range(members):
+            sock = self.stack.socket()
+            sock.setsockopt(1, 15, 1)
+            sock.bind(("0.0.0.0", self.port))
+            sock.setblocking(False)
+            sock.listen(16)
+            socks.append(sock)
+        return socks
+
     # ---- packets ----------------------------------------------------------------------------------------
     def flow(self, port: int) -> Flow:
         return self.flows.setdefault(port, Flow())

@@ -526,14 +526,7 @@ def test_drop_sees_the_reason_and_may_reset():
 
 def test_reuseport_chooses_the_member():
     with Testbed(backlog=None) as t:
-        members = []
-        for _ in range(4):
-            sock = t.stack.socket()
-            sock.setsockopt(1, 15, 1)
-            sock.bind(("0.0.0.0", 80))
-            sock.setblocking(False)
-            sock.listen(16)
-            members.append(sock)
+        members = t.group(4)
         seen = []
 
         @t.stack.on("reuseport")
@@ -565,14 +558,7 @@ def test_reuseport_choice_outside_the_group_is_ignored():
 def test_reuseport_chooses_who_takes_over_from_a_closed_member():
     """tcp_migrate_req, as a SELECT_OR_MIGRATE program: half-open connections at their ACK and timer, one that nobody has accepted at close()."""
     with Testbed(backlog=None, sysctl={"net.ipv4.tcp_migrate_req": 1}) as t:
-        members = []
-        for _ in range(4):
-            sock = t.stack.socket()
-            sock.setsockopt(1, 15, 1)
-            sock.bind(("0.0.0.0", 80))
-            sock.setblocking(False)
-            sock.listen(16)
-            members.append(sock)
+        members = t.group(4)
         seen = []
 
         @t.stack.on("reuseport")

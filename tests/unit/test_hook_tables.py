@@ -119,14 +119,7 @@ def test_overflow():
 
 def test_select():
     with Testbed(backlog=None) as t:
-        members = []
-        for _ in range(3):
-            sock = t.stack.socket()
-            sock.setsockopt(1, 15, 1)
-            sock.bind(("0.0.0.0", 80))
-            sock.setblocking(False)
-            sock.listen(16)
-            members.append(sock)
+        members = t.group(3)
         install(t, "select")
         for port in range(3000, 3006):
             t.connect(port, 0)

@@ -43,13 +43,18 @@ cdef inline void connhook_apply_(tcb_t* sk, const hook_conn_t* a) noexcept nogil
         sk.tos = (a.tos & 0xfc) | (sk.tos & 3)
 
 
+cdef inline void connhook_ask_(engine_t* e, tcb_t* sk, hook_conn_t* a) noexcept nogil:
+    # The chain sees the view; what it has set takes effect.
+    hook_conn(e.hooks, a)
+    connhook_apply_(sk, a)
+
+
 cdef inline void connhook_established(engine_t* e, tcb_t* sk, bint passive) noexcept nogil:
     # A refusal is carried out by whoever made the child (SF_REFUSED).
     cdef hook_conn_t a
     connhook_fill_(e, sk, CONN_ESTABLISHED, &a)
     a.passive = passive
-    hook_conn(e.hooks, &a)
-    connhook_apply_(sk, &a)
+    connhook_ask_(e, sk, &a)
     if passive and a.verdict == HOOK_RESET:
         sk.sflags |= <uint32_t>SF_REFUSED
 
@@ -58,8 +63,7 @@ cdef inline void connhook_state(engine_t* e, tcb_t* sk, uint8_t new_state) noexc
     cdef hook_conn_t a
     connhook_fill_(e, sk, CONN_STATE, &a)
     a.new_state = new_state
-    hook_conn(e.hooks, &a)
-    connhook_apply_(sk, &a)
+    connhook_ask_(e, sk, &a)
 
 
 cdef inline void connhook_retrans(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t segs, int err) noexcept nogil:
@@ -68,21 +72,18 @@ cdef inline void connhook_retrans(engine_t* e, tcb_t* sk, uint32_t seq, uint32_t
     a.seq = seq
     a.segs = segs
     a.err = err
-    hook_conn(e.hooks, &a)
-    connhook_apply_(sk, &a)
+    connhook_ask_(e, sk, &a)
 
 
 cdef inline void connhook_rto(engine_t* e, tcb_t* sk, bint expired) noexcept nogil:
     cdef hook_conn_t a
     connhook_fill_(e, sk, CONN_RTO_FIRED, &a)
     a.expired = expired
-    hook_conn(e.hooks, &a)
-    connhook_apply_(sk, &a)
+    connhook_ask_(e, sk, &a)
 
 
 cdef inline void connhook_rtt(engine_t* e, tcb_t* sk, uint32_t rtt_us) noexcept nogil:
     cdef hook_conn_t a
     connhook_fill_(e, sk, CONN_RTT, &a)
     a.rtt_us = rtt_us
-    hook_conn(e.hooks, &a)
-    connhook_apply_(sk, &a)
+    connhook_ask_(e, sk, &a)
