@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -367,3 +368,66 @@ def test_no_socket_for_a_fast_open_child(mode: int) -> None:
         assert t.stack.pools().get("extensions", 0) == before
         t.flow(1000).stack_isn = answer.payload.seq
         t.line("0.1 < R 1")
+
+
+def test_no_record_for_the_limiter() -> None:
+    """E9: without room to note the time of an answer, the answer is withheld, and counted as limited."""
+    with Testbed(limits={"extensions": 1}) as t:
+        t.run(f"0.0 1000 < S 0 {LINUX}\n0.0 1000 > S. 0 ack 1\n0.0 1001 < S 0 {LINUX}\n0.0 1001 > S. 0 ack 1")
+        t.run("0.1 1000 < R 7\n0.1 1000 > . 1 ack 1\ncount TCPChallengeACK+1\n0.1 1001 < R 7\n0.2 quiet\ncount TCPACKSkippedChallenge+1")
+        t.run("0.3 1000 < R 1\n0.3 1001 < R 1")
+
+
+# ---- numbers ----------------------------------------------------------------------------------------------------------------------------
+def test_initial_numbers_grow_by_one_in_64_ns() -> None:
+    """B10: for one 4-tuple; a step of 63 ns may show or not."""
+    with Testbed() as t:
+        seen = []
+        for at in ("1.000000000", "1.000000064", "2.000000064"):
+            t.line(f"{at} < S 0 <mss 1460>")
+            t.collect()
+            seen.append(t.flow(1000).out.pop()[1][TCP].seq)
+            t.flow(1000).stack_isn = seen[-1]
+            t.line(f"{at} < R 1")
+        assert [(b - a) % 2**32 for a, b in pairwise(seen)] == [1, 15_625_000]
+
+
+def test_what_a_listener_counts_for_stack_queues() -> None:
+    """L1 per listener: SYNs, full queues, cookies sent, returned and refused."""
+    with Testbed(backlog=0) as t:
+        for port in (1000, 1001, 1002):
+            t.run(f"0.0 {port} < S 0 {LINUX}\n0.0 {port} > S. 0 ack 1")
+        t.run("0.1 1001 < . 1 ack 1 <nop,nop,TS 1001 0>\n0.1 1002 < . 1 ack 77\n0.1 1002 > R 77\n0.2 1003 < S 0 <mss 1460>")
+        t.swallow()
+        (queue,) = t.stack.queues()
+        assert (queue["syns"], queue["syn_queue_full"], queue["overflows"], queue["accept_peak"]) == (4, 3, 1, 1)
+        assert (queue["cookies_sent"], queue["cookies_received"], queue["cookies_failed"]) == (2, 1, 1)
+        assert opened(t, t.listener) == [1001]
+
+
+@pytest.mark.parametrize("owner", ["bound", "child", "time wait"])
+def test_connect_shares_no_port_that_somebody_bound(owner: str) -> None:
+    """A13: an automatic port is shared with other automatic ones only, whoever holds it since."""
+    with Testbed(backlog=None, sysctl={"net.ipv4.ip_local_port_range": "40000 40001"}) as t:
+        sock = t.stack.socket()
+        sock.bind(("0.0.0.0", 40001))
+        if owner != "bound":
+            sock.setblocking(False)
+            sock.listen(1)
+            t.port = 40001
+            t.connect(1000, 0)
+            conn, _ = sock.accept()
+            sock.close()
+            if owner == "time wait":
+                conn.close()
+                t.swallow()
+                t.run("0.1 1000 < F. 1 ack 2 <nop,nop,TS 1001 0>")
+                assert t.rows("TIME-WAIT")
+        t.swallow()
+        for last in range(3, 9):
+            other = t.stack.socket()
+            other.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                other.connect((f"192.0.2.{last}", 80))
+            assert other.getsockname()[1] == 40000
+        t.stack.take()

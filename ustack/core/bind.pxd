@@ -109,7 +109,7 @@ cdef inline bint bind_conflict(engine_t* e, tcb_t* sk, bindb_t* b, bint relax, b
             sk2 = sk_at(e, ref_idx(r))
             if sk2 != sk and rcv_saddr_equal(sk.rcv_saddr, sk2.rcv_saddr) and bind_conflict_one_(
                     sk, (sk2.sflags & SF_REUSEADDR) != 0, sk2.state == TCP_LISTEN,
-                    rp and sk2.sflags & SF_REUSEPORT and sk2.opt.uid == sk.opt.uid, relax, reuseport_ok):
+                    rp and sk2.sflags & SF_REUSEPORT, relax, reuseport_ok):
                 return True
             r = sk2.bind_next
         else:
@@ -180,7 +180,7 @@ cdef inline uint16_t bind_find_open_port(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline bint reuseport_match_(engine_t* e, const bindb_t* b, tcb_t* sk) noexcept nogil:
     # sk_reuseport_match: who has the user and the address of the bucket's last SO_REUSEPORT owner shares the port untested, whatever options
     # the owners have changed since. A member of a group (it has listened) is tested.
-    if not b.fastreuseport or not sk.sflags & SF_REUSEPORT or b.fastuid != sk.opt.uid:
+    if not b.fastreuseport or not sk.sflags & SF_REUSEPORT:
         return False
     if sk.listener != 0 and lst_at(e, sk.listener).group != 0:
         return False
@@ -193,7 +193,6 @@ cdef inline void bind_update_fastreuse_(engine_t* e, bindb_t* b, tcb_t* sk) noex
         b.fastreuseport = 0
     elif not reuseport_match_(e, b, sk):
         b.fastreuseport = 1
-        b.fastuid = sk.opt.uid
         b.fast_rcv_saddr = sk.rcv_saddr
 
 
@@ -245,7 +244,7 @@ cdef inline idx_t group_find_(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef listener_t* l
     while i != 0:
         l = lst_at(e, i)
-        if l.group != 0 and l.laddr == sk.rcv_saddr and l.lport == sk_lport(sk) and grp_at(e, l.group).uid == sk.opt.uid:
+        if l.group != 0 and l.laddr == sk.rcv_saddr and l.lport == sk_lport(sk):
             return l.group
         i = l.hash_next
     return 0
@@ -262,7 +261,6 @@ cdef inline int group_join(engine_t* e, tcb_t* sk, idx_t li) noexcept nogil:
         if gi == 0:
             return -E_NOBUFS
         g = grp_at(e, gi)
-        g.uid = sk.opt.uid
         g.last_overflow = -1
     g = grp_at(e, gi)
     if g.n >= GROUP_MAX:

@@ -17,7 +17,7 @@ from ustack.core.cookies cimport (
 )
 from ustack.core.child cimport req_timeout, tcp_create_child
 from ustack.core.ehash cimport ehash_insert, ehash_lookup, enode_set
-from ustack.core.fastopen cimport fastopen_option, fastopen_synack, fastopen_try, foc_t
+from ustack.core.fastopen cimport fastopen_option, fastopen_synack, fastopen_try, foc_t, synack_fastopen
 from ustack.core.hooks cimport (
     HOOK_ACCEPT, HOOK_COOKIE, HOOK_DROP, HOOK_NO_COOKIE, HOOK_PARK, HOOK_PASS, HOOK_RESET, QUEUE_ACCEPT_ACK, QUEUE_ACCEPT_SYN, QUEUE_SYN,
     SYN_EVICT, SYN_ISN, SYN_MSS, SYN_NEEDS_ECN, SYN_RTO, SYN_RWND_INIT, SYN_WINDOW, hook_cookie_t, hook_syn_t, hooked,
@@ -101,12 +101,10 @@ cdef inline void req_parse_(engine_t* e, const tcb_t* lsk, const seg_t* s, req_t
 cdef inline void req_keep_(engine_t* e, tcb_t* lsk, const seg_t* s, req_t* rq) noexcept nogil:
     # What few requests need: IP options to echo (C13), the SYN's TOS (C11), the SYN itself (TCP_SAVE_SYN).
     cdef uint8_t echo[40]
-    cdef int n = 0
+    cdef int n = ip_options_echo(e, s.dst, echo)
     cdef bint tos = ((s.tos | lsk.tos) & 0xfc) != 0         # tcp_reflect_tos may be set later
     cdef bint save = lsk.opt.save_syn != 0
     cdef reqext_t* x
-    if s.ip_hlen > 20:
-        n = ip_options_echo(e, s.dst, echo)
     if n <= 0 and not tos and not save:
         return
     x = req_ext(e, rq)
@@ -229,7 +227,7 @@ cdef inline int cookie_syn_(engine_t* e, tcb_t* lsk, listener_t* l, const seg_t*
     cdef synack_t a
     cdef hook_cookie_t ck
     cdef uint8_t echo[40]
-    cdef int n = 0
+    cdef int n
     memset(&rq, 0, sizeof(req_t))
     rq.flags = RQ_NO_TIMER
     ck.taken = 0
@@ -258,8 +256,7 @@ cdef inline int cookie_syn_(engine_t* e, tcb_t* lsk, listener_t* l, const seg_t*
         a.mss = hk.mss
     if e.cfg.tcp_reflect_tos:
         a.tos = (s.tos & 0xfc) | (lsk.tos & 3)
-    if s.ip_hlen > 20:
-        n = ip_options_echo(e, s.dst, echo)
+    n = ip_options_echo(e, s.dst, echo)
     if n > 0:
         a.ipopt = echo
         a.ipopt_len = <uint8_t>n
@@ -282,10 +279,7 @@ cdef inline int req_hash_and_send_(engine_t* e, tcb_t* lsk, idx_t ri, const rout
     synack_of_req(e, lsk, rq, rt, &a)
     if rq.flags & RQ_TSTAMP_OK:
         a.tsval = req_tsval_(e, rq, ts_off)
-    if foc.len >= 0:
-        a.fo_len = foc.len
-        a.fo_exp = foc.exp
-        a.fo_cookie = &foc.val[0]
+    synack_fastopen(&a, foc)
     synack_emit(e, &a)
     return DROP_NONE
 
@@ -467,7 +461,7 @@ cdef inline tcb_t* cookie_ack(engine_t* e, tcb_t* lsk, const seg_t* s, int* why)
     if flags & RQ_TSTAMP_OK:
         rq.ts_recent = s.tsval
     req_init_window(e, lsk, &rq, &rt, mss, 0)
-    n = ip_options_echo(e, s.dst, echo) if s.ip_hlen > 20 else 0
+    n = ip_options_echo(e, s.dst, echo)
     if n > 0:
         x = req_ext(e, &rq)             # the ACK's own IP options: the SYN's are forgotten
         if x != NULL:

@@ -207,6 +207,14 @@ cdef inline tcb_t* fastopen_try(engine_t* e, tcb_t* lsk, req_t* rq, const seg_t*
     return NULL
 
 
+# ---- the option in a SYN-ACK ---------------------------------------------------------------------------------------------------------
+cdef inline void synack_fastopen(synack_t* a, const foc_t* foc) noexcept nogil:
+    # *a has none so far.
+    a.fo_len = foc.len
+    a.fo_exp = foc.exp
+    a.fo_cookie = &foc.val[0]
+
+
 # ---- the child's SYN-ACK -----------------------------------------------------------------------------------------------------------
 cdef inline int fastopen_synack(engine_t* e, tcb_t* c, const foc_t* foc) noexcept nogil:
     # 0 or -1. foc NULL: no Fast Open option (a repetition).
@@ -228,10 +236,8 @@ cdef inline int fastopen_synack(engine_t* e, tcb_t* c, const foc_t* foc) noexcep
     a.tsecr = ext.ts_recent
     a.flags = ((RQ_TSTAMP_OK if c.tstamp_ok else 0) | (RQ_SACK_OK if c.sack_ok else 0)
                | (RQ_WSCALE_OK if c.wscale_ok else 0) | (RQ_ECN_OK if c.ecn_flags & TCP_ECN_OK else 0))
-    if foc != NULL and foc.len >= 0:
-        a.fo_len = foc.len
-        a.fo_exp = foc.exp
-        a.fo_cookie = &foc.val[0]
+    if foc != NULL:
+        synack_fastopen(&a, foc)
     return synack_emit(e, &a)
 
 

@@ -141,7 +141,6 @@ cdef enum:
 cdef struct group_t:            # SO_REUSEPORT group: members in order of listen()
     uint16_t n
     uint16_t n_closed           # members that no longer listen and whose requests may migrate
-    uint32_t uid
     ns_t last_overflow
     uint16_t members[GROUP_MAX]
 
@@ -151,9 +150,8 @@ cdef struct bindb_t:            # one per port in use
     ref_t owners                # KIND_TCB / KIND_TW, linked by their bind_next / bind_prev
     uint32_t n
     uint32_t n_bound            # owners that did not get the port from connect()
-    uint8_t fastreuseport       # the last to come had SO_REUSEPORT; with the user and the address of
-    uint32_t fastuid            # the first of its kind
-    uint32_t fast_rcv_saddr
+    uint8_t fastreuseport       # the last to come had SO_REUSEPORT; all have one user
+    uint32_t fast_rcv_saddr     # of the first of its kind
 
 # ---- records of the data path ------------------------------------------------------------------------------------------------
 cdef enum:
