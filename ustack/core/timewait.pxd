@@ -11,6 +11,7 @@ from ustack.core.ipout cimport ipout_ack_reply
 from ustack.core.metrics cimport tcp_update_metrics
 from ustack.core.paws cimport tcp_in_window, tcp_oow_rate_limited, tcp_paws_reject
 from ustack.core.pool cimport pool_alloc, pool_free
+from ustack.core.rcvwin cimport tcp_receive_window
 from ustack.core.records cimport tw_t
 from ustack.core.seqno cimport after, before
 from ustack.core.access cimport ref_of, tcp_clock_ms, tcp_clock_s, tw_at
@@ -62,18 +63,12 @@ cdef inline void tw_timer(engine_t* e, idx_t i) noexcept nogil:
     tw_kill(e, i)
 
 
-cdef inline uint32_t tw_receive_window_(tcb_t* sk) noexcept nogil:
-    # tcp_receive_window: what of the offered window is still open.
-    cdef int32_t win = <int32_t>(sk.rcv_wup + sk.rcv_wnd - sk.rcv_nxt)
-    return win if win > 0 else 0
-
-
 cdef inline void tw_fill_(engine_t* e, tw_t* tw, tcb_t* sk, int state) noexcept nogil:
     tw.en = sk.en
     tw.substate = <uint8_t>state
     tw.rcv_nxt = sk.rcv_nxt
     tw.snd_nxt = sk.snd_nxt
-    tw.rcv_wnd = tw_receive_window_(sk)
+    tw.rcv_wnd = tcp_receive_window(sk)
     tw.rcv_wscale = sk.rcv_wscale
     tw.ts_recent = sk.ts_recent
     tw.ts_recent_stamp = sk.ts_recent_stamp
