@@ -10,6 +10,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
+from posix.mman cimport munmap
 
 from ustack.core.types cimport (
     CSUM_NONE, CSUM_PARTIAL, CSUM_VERIFIED, E_AGAIN, E_BADF, E_INPROGRESS, E_INTR, E_INVAL, E_NETDOWN, E_NOBUFS,
@@ -39,9 +40,9 @@ from ustack.core.hooks cimport (
 )
 from ustack.core.listen cimport listener_refuse
 from ustack.core.metrics cimport metrics_flush
-from ustack.core.pool cimport pool_free, pool_gen, pool_live, pool_t
+from ustack.core.pool cimport map_reserve, pool_free, pool_gen, pool_live, pool_t
 from ustack.core.records cimport (
-    RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WOKEN, listener_t,
+    RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WAITING, WT_WOKEN, listener_t,
     req_t, reqext_t, tw_t, txframe_t, waiter_t,
 )
 from ustack.core.recvmsg cimport tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts

@@ -1,7 +1,7 @@
 # Packets through a file descriptor, without the GIL: TUN devices, packet sockets, socket pairs. Included by _fastpath.pyx.
 #
 # The descriptor is non-blocking. One read() or write() is one packet, in front of it what the kind of link adds: a virtio_net_hdr (vnet)
-# with checksum and segmentation state, an Ethernet header (ether). Only the engine thread calls these functions. ARP (RFC 826) is done
+# with checksum and segmentation state, an Ethernet header (ether). Called by whoever holds the link (loop_t.drive). ARP (RFC 826) is done
 # here, because it belongs to the link: it answers for the stack's addresses, learns from requests, replies and received packets, and holds
 # one packet per unresolved neighbour.
 
@@ -98,6 +98,8 @@ cdef struct dev_t:
     uint8_t* seg                # one outgoing packet
     rxpkt_t pkts[BATCH]
     uint32_t quota              # packets of the next batch
+    bint hasty                  # do not wait for room: set full instead
+    bint full
     uint64_t rx_packets
     uint64_t rx_bytes
     uint64_t tx_packets
@@ -131,6 +133,9 @@ cdef void dev_free(dev_t* d) noexcept nogil:
 cdef bint dev_full(dev_t* d) noexcept nogil:
     """The link refused: a full socket pair is waited for shortly. True: it has room now."""
     cdef pollfd p
+    if d.hasty:
+        d.full = True
+        return False
     p.fd = d.fd
     p.events = 4
     return c_poll(&p, 1, 2) > 0
@@ -138,6 +143,8 @@ cdef bint dev_full(dev_t* d) noexcept nogil:
 
 cdef inline void dev_count(dev_t* d, ssize_t rc, size_t len) noexcept nogil:
     """rc: of the write. A full device drops."""
+    if d.full:
+        return
     if rc >= 0:
         d.tx_packets += 1
         d.tx_bytes += len

@@ -75,6 +75,12 @@ cdef class Engine:
             free(self.e)
             self.e = NULL
             raise failure(-err, "the engine's pools could not be mapped")
+        self.s.words = <int*> map_reserve((<size_t> self.e.wait.cap + 1) * sizeof(int))
+        if self.s.words == NULL:
+            engine_destroy(self.e)
+            free(self.e)
+            self.e = NULL
+            raise MemoryError
         pthread_mutex_init(&self.s.mu, NULL)
         route_default(self.e, bool(default_route))
         for one in ([address] if isinstance(address, str) else address):
@@ -87,6 +93,7 @@ cdef class Engine:
     def __dealloc__(self):
         if self.e != NULL:
             cc_tables_free(self.e)
+            munmap(self.s.words, (<size_t> self.e.wait.cap + 1) * sizeof(int))
             engine_destroy(self.e)
             free(self.e)
             pthread_mutex_destroy(&self.s.mu)

@@ -11,11 +11,6 @@ cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
     pthread_t pthread_self()
 
-cdef extern from "<semaphore.h>" nogil:
-    ctypedef struct sem_t:
-        pass
-    int sem_post(sem_t*)
-
 cdef extern from "<time.h>" nogil:
     struct timespec:
         long tv_sec
@@ -26,11 +21,25 @@ cdef extern from "<time.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     ssize_t fd_write "write"(int, const void*, size_t)
 
+cdef extern from "<sched.h>" nogil:
+    int sched_getcpu()
+
 cdef extern from *:
     """
+    #include <errno.h>
+    #include <linux/futex.h>
+    #include <sys/syscall.h>
     #define ustack_atomic_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
     #define ustack_atomic_add(p, v) __atomic_add_fetch(p, v, __ATOMIC_SEQ_CST)
     #define ustack_atomic_swap(p, v) __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST)
+    #define ustack_peek8(p) __atomic_load_n(p, __ATOMIC_ACQUIRE)
+    #define ustack_atomic_turn(p, from, to) \\
+        ({ int ustack_was = (from); __atomic_compare_exchange_n(p, &ustack_was, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); })
+    /* Sleeps while *p is v, at most until the absolute time ts of CLOCK_MONOTONIC (NULL: for ever); 0 or -errno. */
+    static inline int ustack_futex_wait(int* p, int v, const struct timespec* ts) {
+      return syscall(SYS_futex, p, FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG, v, ts, NULL, FUTEX_BITSET_MATCH_ANY) == 0 ? 0 : -errno;
+    }
+    static inline void ustack_futex_wake(int* p) { syscall(SYS_futex, p, FUTEX_WAKE | FUTEX_PRIVATE_FLAG, 1, NULL, NULL, 0); }
     #if defined(__x86_64__) || defined(__i386__)
     #define ustack_relax() __builtin_ia32_pause()
     #else
@@ -40,10 +49,28 @@ cdef extern from *:
     int atomic_load "ustack_atomic_load"(int*) nogil
     int atomic_add "ustack_atomic_add"(int*, int) nogil
     int atomic_swap "ustack_atomic_swap"(int*, int) nogil
+    uint8_t peek8 "ustack_peek8"(const uint8_t*) nogil
+    bint atomic_turn "ustack_atomic_turn"(int*, int, int) nogil
+    int futex_wait "ustack_futex_wait"(int*, int, const timespec*) nogil
+    void futex_wake "ustack_futex_wake"(int*) nogil
     void cpu_relax "ustack_relax"() nogil
 
 cdef enum:
     SPIN_NS = 20000
+    POSTS = 64                  # blocked calls released at once
+    DIRECT_FRAMES = 8           # what a user call writes itself; more is the engine thread's
+    DIRECT_BYTES = 65536
+    FEW_PACKETS = 5             # a run of so many is little to do
+    CALL_IDLE = 0               # the word a blocked call sleeps on
+    CALL_SLEEPS = 1
+    CALL_POSTED = 2
+
+cdef struct loop_t              # thread.pxi
+
+# Blocked calls to release once the lock is free: a thread that is woken under it would run straight into it.
+cdef struct posts_t:
+    uint32_t n
+    int* word[POSTS]
 
 # What a driver and the user's threads share beside the engine itself.
 cdef struct shared_t:
@@ -61,6 +88,13 @@ cdef struct shared_t:
     int noted                   # it has been told
     int parked                  # segments that wait for a Python hook
     ns_t wake_at                # when the sleeping engine thread wakes by itself
+    loop_t* loop                # the running engine thread's, NULL: none
+    int* words                  # by waiter: what the blocked call sleeps on. Never given back while the engine lives, so a late wake-up harms none
+    int yielding                # the engine thread, about to sleep, lets the users' threads on its core run first: it looks again before it sleeps
+    uint32_t crowd              # packets in its last run of batches
+    int engine_cpu              # where it runs
+    int user_cpu                # where the last user call was made ...
+    ns_t user_at                # ... and when; 0: it blocked
 
 
 cdef inline ns_t clock_ns() noexcept nogil:
@@ -105,7 +139,9 @@ cdef inline int acquire(engine_t* e, shared_t* s) except -1:
             with nogil:
                 lock_wait(s)
     if s.real_clock:
-        engine_time(e, clock_ns())
+        s.user_at = clock_ns()
+        s.user_cpu = sched_getcpu()
+        engine_time(e, s.user_at)
     return 0
 
 
@@ -132,35 +168,84 @@ cdef inline bint note_due(engine_t* e, shared_t* s) noexcept nogil:
     return s.noted
 
 
-cdef inline void post_woken(engine_t* e) noexcept nogil:
-    """Release the blocked calls whose wait ended. Under the lock: their semaphores live until they have taken it again."""
-    cdef idx_t i = e.woken
-    cdef idx_t nxt
+cdef inline void take_woken(engine_t* e, posts_t* p) noexcept nogil:
+    """Collect the blocked calls whose wait ended, at most POSTS; the rest stays on e.woken. Under the lock."""
     cdef waiter_t* w
-    e.woken = 0
-    while i:
-        w = wait_at(e, i)
-        nxt = w.next
+    while e.woken and p.n < POSTS:
+        w = wait_at(e, e.woken)
+        e.woken = w.next
         w.next = 0
         if w.sem != NULL:
-            sem_post(<sem_t*> w.sem)
-        i = nxt
+            p.word[p.n] = <int*> w.sem
+            p.n += 1
+
+
+cdef inline void post_all(posts_t* p) noexcept nogil:
+    """Release them. No lock is needed; a call that has gone meanwhile leaves its word to whoever has it next, who looks and sleeps on."""
+    cdef uint32_t i
+    for i in range(p.n):
+        if atomic_swap(p.word[i], CALL_POSTED) == CALL_SLEEPS:
+            futex_wake(p.word[i])
+    p.n = 0
+
+
+cdef inline bint shown_ready(engine_t* e, shared_t* s) noexcept nogil:
+    """Is there a socket whose descriptor the engine thread has to look at? Those without one are taken off the list. Under the lock."""
+    cdef tcb_t* sk
+    while e.ready:
+        sk = sk_at(e, e.ready)
+        if sk.sflags & SF_HAS_FD:
+            return True
+        e.ready = sk.ready_next
+        sk.sflags &= ~<uint32_t> SF_IN_READY
+    return False
+
+
+cdef inline bint writes_itself(shared_t* s) noexcept nogil:
+    """Does a user call write what it has to send? If the engine thread sleeps; if it waits for this core, only while there is little to do, or else it
+    writes more at once, which wakes the other side less often."""
+    if atomic_load(&s.sleeping) and not atomic_load(&s.yielding):
+        return True
+    return s.user_cpu == s.engine_cpu and s.crowd <= FEW_PACKETS
+
+
+cdef inline bint sleeper_needed(engine_t* e, shared_t* s) noexcept nogil:
+    """Is there anything for a sleeping engine thread: frames, descriptors to look at, an earlier timer? Under the lock."""
+    return e.tx_n or e.woken or shown_ready(e, s) or (engine_next_bound(e) < s.wake_at and engine_next_timeout(e) < s.wake_at)
+
+
+cdef inline void wake_sleeper(shared_t* s) noexcept nogil:
+    """End the engine thread's sleep. No lock is held."""
+    cdef uint64_t one = 1
+    if atomic_swap(&s.sleeping, 0):
+        fd_write(s.wake_fd, &one, 8)
 
 
 cdef inline void release(engine_t* e, shared_t* s) noexcept nogil:
-    """Unlock after a user call; if it left work for the engine thread (frames, an earlier timer), end its sleep."""
+    """Unlock after a user call. What it left to send it writes itself if it is little and nobody else is at the link; if there is other work for
+    the engine thread, ends its sleep."""
     cdef uint64_t one = 1
     cdef bint kick
     cdef int note
+    cdef posts_t posts
+    cdef loop_t* l = NULL
+    posts.n = 0
     if e.tx_local:
         engine_loop(e)
-    if e.woken:
-        post_woken(e)
+    while e.woken:
+        take_woken(e, &posts)
+        if e.woken:
+            post_all(&posts)
     note = s.note_fd if note_due(e, s) else -1
-    kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and (e.tx_n or e.ready or (
-        engine_next_bound(e) < s.wake_at and engine_next_timeout(e) < s.wake_at))
+    if e.tx_n and writes_itself(s):
+        l = loop_claim(e, s)
+    kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and not atomic_load(&s.yielding) and sleeper_needed(e, s)
     pthread_mutex_unlock(&s.mu)
-    if kick and atomic_swap(&s.sleeping, 0):
-        fd_write(s.wake_fd, &one, 8)
+    if l != NULL and not loop_write(l):
+        kick = True
+    if posts.n:
+        post_all(&posts)
+    if kick:
+        wake_sleeper(s)
     if note >= 0:
         fd_write(note, &one, 8)

@@ -1,9 +1,12 @@
 # The engine thread: one loop without the GIL around a descriptor, the engine and a clock. Included by _fastpath.pyx.
 #
-# One turn: read a batch, lock, hand it to the engine, run the timers, release blocked calls, take the frames, unlock, write them. The lock
-# never covers a system call on a descriptor, and users who wait for it are let in before it is taken again. Before the lock is given up for a
-# sleep, `sleeping` and `wake_at` are set under it, so a user call that leaves work behind ends the sleep through the eventfd (release()).
-# Time is CLOCK_MONOTONIC, read once per batch. ring memory of frames in flight is freed here, after the writes (tx_batch_done).
+# One turn: take the link (drive), read a batch, lock (mu), hand it to the engine, run the timers, take the frames, unlock, write them, give the link up,
+# release blocked calls. mu never covers a system call on a descriptor, and users who wait for it are let in before it is taken again. Before it
+# is given up for a sleep, `sleeping` and `wake_at` are set under it, so a user call that leaves work behind ends the sleep through the eventfd
+# (release()). wake_at is not put off when a timer is stopped: the next one armed would be the earliest again, and end the sleep.
+# Users' threads take the link too, if it is free: to write a few frames (loop_claim, loop_write), to read before they sleep (loop_help). Only one
+# batch is out at a time, so ring memory of frames in flight is freed by whoever wrote them (tx_batch_done).
+# Time is CLOCK_MONOTONIC, read once per batch.
 
 cdef extern from "<poll.h>" nogil:
     int c_ppoll "ppoll"(pollfd*, unsigned long, const timespec*, const void*)
@@ -15,35 +18,33 @@ cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)
     const int PR_SET_TIMERSLACK
 
-cdef extern from "<semaphore.h>" nogil:
-    int sem_init(sem_t*, int, unsigned int)
-    int sem_destroy(sem_t*)
-    int sem_wait(sem_t*)
-    int sem_clockwait(sem_t*, int, const timespec*)
-
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 cdef enum:
     MAX_STAGES = 8
     LET_IN_TURNS = 200
+    HELP_TURNS = 4
+    ACTIVE_NS = 300000          # so long after a call the program counts as at work
+    YIELDED_NS = 3000           # a yield that took less was refused: nobody else wants the core
+    STARVED_NS = 2000000        # one that took more, without a call of the program in the end, gave the core to a stranger ...
+    SHY_NS = 20000000           # ... and is not tried again for so long
 
 cdef struct loop_t:
     engine_t* e
     shared_t* s
+    pthread_mutex_t drive               # whoever holds it is at the link: dev, batch, stages
     mirrors_t* mirrors
     dev_t dev
     imdir_t* stage_in[MAX_STAGES]       # from the wire to the stack
     imdir_t* stage_out[MAX_STAGES]      # from the stack to the wire
     uint32_t n_stages
     txbatch_t batch
+    uint32_t written                    # frames of it that are out, when the link was full to a user's thread
     impkt_t late[BATCH]                 # impaired packets that arrive now
     uint32_t n_late
-    idx_t touched[BATCH]                # sockets whose descriptor is to be looked at
-    uint32_t n_touched
     uint8_t* scratch                    # of the built-in services
     bint coalesce                       # segments of a batch share an ACK
-    int note                            # descriptor to write after the lock is given up, -1 = none
     group_t* group                      # NULL: the only engine of its stack
     msg_t* inbox                        # what other shards passed on to us
     uint32_t wake                       # shards that we passed something to
@@ -53,6 +54,20 @@ cdef struct loop_t:
     int stop
     uint64_t turns
     uint64_t sleeps
+    uint64_t yields
+    ns_t shy_until                      # no yields before
+    uint32_t run                        # packets since the thread last looked and found nothing
+    bint alone                          # nobody wanted the core: sleep if there is nothing else to do
+    uint64_t helped                     # turns made by users' calls
+    uint64_t direct                     # batches written by users' calls
+
+# What is left to do after a turn, when no lock is held any more.
+cdef struct after_t:
+    posts_t posts
+    idx_t touched[BATCH]                # sockets whose descriptor is to be looked at
+    uint32_t n_touched
+    int note                            # descriptor to write, -1 = none
+    bint kick                           # the sleeping engine thread has to know of an earlier timer
 
 
 # ---- one turn ----------------------------------------------------------------------------------------------------------------------
@@ -96,22 +111,29 @@ cdef void through_stages_in(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
         l.n_late += 1
 
 
-cdef void write_batch(loop_t* l, ns_t now) noexcept nogil:
+cdef bint write_batch(loop_t* l, ns_t now) noexcept nogil:
+    """False: the link is full and the caller does not wait (dev_t.hasty); the engine thread goes on from there."""
     cdef uint32_t i
     cdef uint32_t k
     cdef uint32_t n
     cdef txframe_t* f
-    for i in range(l.batch.n):
+    for i in range(l.written, l.batch.n):
         f = &l.batch.tx[i]
         if f.flags & TXF_LOCAL:
             continue
         if l.n_stages == 0:
             dev_send_frame(&l.dev, l.e, f, now)
+            if l.dev.full:
+                l.dev.full = False
+                l.written = i
+                return False
             continue
         for k in range(tx_segs(f)):
             n = tx_segment(f, k, l.dev.seg)
             im_push(l.stage_out[0], l.dev.seg, n, CSUM_VERIFIED, 0, now)
+    l.written = 0
     tx_batch_done(&l.batch)
+    return True
 
 
 cdef void through_stages_out(loop_t* l, ns_t now) noexcept nogil:
@@ -155,8 +177,8 @@ cdef void receive_steered(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
         l.wake |= shard_receive(l.group, e, r.p, r.len, r.csum, r.gso_size, 0, e.shard, False, now)
 
 
-cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept nogil:
-    """Everything that happens under the lock."""
+cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, bint helping, after_t* a) noexcept nogil:
+    """Everything that happens under the lock. helping: on a user's thread."""
     cdef engine_t* e = l.e
     cdef shared_t* s = l.s
     cdef uint32_t i
@@ -189,14 +211,20 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
     if l.coalesce:
         engine_batch(e, False)
     engine_loop(e)
-    l.n_touched = take_ready(e, l.touched)
+    a.n_touched = take_ready(e, a.touched)
+    a.posts.n = 0
     if e.woken:
-        post_woken(e)
+        take_woken(e, &a.posts)
+        s.user_at = now
     tx_swap(e, &l.batch)
-    l.note = s.note_fd if note_due(e, s) else -1
-    s.wake_at = engine_next_bound(e)
-    if may_sleep and e.ready == 0:
-        atomic_swap(&s.sleeping, 1)
+    a.note = s.note_fd if note_due(e, s) else -1
+    if helping:
+        a.kick = atomic_load(&s.sleeping) and not atomic_load(&s.yielding) and sleeper_needed(e, s)
+    else:
+        if s.wake_at <= now or engine_next_bound(e) < s.wake_at:
+            s.wake_at = engine_next_bound(e)
+        if may_sleep and e.ready == 0 and e.woken == 0:
+            atomic_swap(&s.sleeping, 1)
     pthread_mutex_unlock(&s.mu)
     if l.n_stages:
         for i in range(l.n_late):
@@ -204,6 +232,75 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep) noexcept 
         l.n_late = 0
 
 
+cdef inline void finish_turn(loop_t* l, after_t* a) noexcept nogil:
+    """What a turn has left to do, without any lock: those who are woken may run at once."""
+    cdef uint64_t one = 1
+    if a.note >= 0:
+        fd_write(a.note, &one, 8)
+    if a.n_touched:
+        mirror_sync(l.mirrors, l.e, l.s, a.touched, a.n_touched)
+    if a.posts.n:
+        post_all(&a.posts)
+
+
+# ---- users at the link -----------------------------------------------------------------------------------------------------------------
+cdef inline bint loop_try(loop_t* l) noexcept nogil:
+    """Take the link for a user's thread, which never waits for it; not while impairments delay packets or a batch is half written."""
+    if l == NULL or l.n_stages or pthread_mutex_trylock(&l.drive) != 0:
+        return False
+    if l.written or l.batch.n:
+        pthread_mutex_unlock(&l.drive)
+        return False
+    return True
+
+
+cdef loop_t* loop_claim(engine_t* e, shared_t* s) noexcept nogil:
+    """For a user call with frames to send, under the lock: take them, and the link, if it is free and they are few. loop_write must follow."""
+    cdef loop_t* l = s.loop
+    cdef uint32_t i
+    cdef uint32_t bytes = 0
+    if l == NULL or e.tx_n > DIRECT_FRAMES:
+        return NULL
+    for i in range(e.tx_n):
+        bytes += tx_payload(&e.tx[i])
+        if not l.dev.gso and tx_segs(&e.tx[i]) > 1:
+            return NULL
+    if bytes > DIRECT_BYTES or not loop_try(l):
+        return NULL
+    tx_swap(e, &l.batch)
+    return l
+
+
+cdef bint loop_write(loop_t* l) noexcept nogil:
+    """Write what loop_claim took and give up the link. False: it is full, the engine thread has to go on."""
+    cdef bint done
+    l.dev.hasty = not l.dev.ether
+    done = write_batch(l, l.e.now)
+    l.dev.hasty = False
+    l.direct += 1
+    pthread_mutex_unlock(&l.drive)
+    return done
+
+
+cdef bint loop_help(loop_t* l) noexcept nogil:
+    """A turn by a user's thread that is about to sleep and has claimed the link, which it gives up. False: nothing came."""
+    cdef ns_t now = clock_ns()
+    cdef uint32_t n = dev_read_batch(&l.dev, l.e, now)
+    cdef after_t after
+    if n == 0:
+        pthread_mutex_unlock(&l.drive)
+        return False
+    engine_turn(l, n, now, False, True, &after)
+    l.helped += 1
+    write_batch(l, now)
+    pthread_mutex_unlock(&l.drive)
+    finish_turn(l, &after)
+    if after.kick:
+        wake_sleeper(l.s)
+    return True
+
+
+# ---- sleep -----------------------------------------------------------------------------------------------------------------------------
 cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
     """Poll the link and the eventfd until something happens or time t."""
     cdef pollfd p[2]
@@ -253,6 +350,60 @@ cdef void note_arrival(loop_t* l, ns_t now) noexcept nogil:
     l.last_rx = now
 
 
+cdef inline bint shares_core(loop_t* l, ns_t now) noexcept nogil:
+    """Are users' threads at work on this very core? Then each packet would take it from them and give it back: better to let them run until they
+    have nothing left to do, or the scheduler thinks that it is our turn, and to serve all that came meanwhile."""
+    cdef ns_t user_at = l.s.user_at
+    return (user_at != 0 and now - user_at < ACTIVE_NS and now >= l.shy_until and l.n_stages == 0 and l.group == NULL
+            and l.busy == 0 and l.s.user_cpu == l.s.engine_cpu)
+
+
+cdef bint yield_core(loop_t* l) noexcept nogil:
+    """Instead of a sleep (s.sleeping is set): True if others ran, or work came, so that there is no sleep now."""
+    cdef shared_t* s = l.s
+    cdef ns_t before = clock_ns()
+    cdef ns_t took
+    atomic_swap(&s.yielding, 1)
+    sched_yield()
+    atomic_swap(&s.yielding, 0)
+    took = clock_ns() - before
+    l.yields += 1
+    if took > STARVED_NS and before + took - s.user_at > STARVED_NS:
+        l.shy_until = before + took + SHY_NS
+    if took < YIELDED_NS:
+        l.alone = True
+        pthread_mutex_lock(&s.mu)
+        if not sleeper_needed(l.e, s):
+            pthread_mutex_unlock(&s.mu)
+            return False
+        pthread_mutex_unlock(&s.mu)
+    atomic_swap(&s.sleeping, 0)
+    return True
+
+
+cdef inline void take_link(loop_t* l) noexcept nogil:
+    """For the engine thread. A user's thread has the link shortly: on another core it is waited for awake."""
+    cdef ns_t limit
+    if pthread_mutex_trylock(&l.drive) == 0:
+        return
+    if l.s.user_cpu != l.s.engine_cpu:
+        limit = clock_ns() + SPIN_NS
+        while clock_ns() < limit:
+            cpu_relax()
+            if pthread_mutex_trylock(&l.drive) == 0:
+                return
+    pthread_mutex_lock(&l.drive)
+
+
+cdef inline void count_run(loop_t* l, uint32_t n) noexcept nogil:
+    """How much there is to do at a time (shared_t.crowd): packets of the last run of batches."""
+    l.run += n
+    if n == 0 or l.run > l.s.crowd:
+        l.s.crowd = l.run
+    if n == 0:
+        l.run = 0
+
+
 cdef void loop_run(loop_t* l) noexcept nogil:
     """Until loop_t.stop; the last turn still writes what the engine has to say."""
     cdef ns_t now
@@ -260,11 +411,16 @@ cdef void loop_run(loop_t* l) noexcept nogil:
     cdef uint32_t n
     cdef bint last
     cdef bint sleepy
-    cdef uint64_t one = 1
+    cdef after_t after
+    cdef bint yields
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)
     while True:
         last = atomic_load(&l.stop) != 0
+        take_link(l)
+        l.s.engine_cpu = sched_getcpu()
         now = clock_ns()
+        if l.batch.n:
+            write_batch(l, now)
         n = dev_read_batch(&l.dev, l.e, now)
         if l.busy:
             if n == 0 and l.lively:
@@ -283,10 +439,11 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         sleepy = n == 0 and l.inbox == NULL and not last and l.n_late < BATCH
         if l.busy and l.lively and now - l.last_rx < l.busy:
             sleepy = False              # there was other work; go on reading
-        engine_turn(l, n, now, sleepy)
+        yields = sleepy and not l.alone and shares_core(l, now)
+        l.alone = False
+        count_run(l, n)
+        engine_turn(l, n, now, sleepy, False, &after)
         l.turns += 1
-        if l.note >= 0:
-            fd_write(l.note, &one, 8)
         if l.wake:
             shards_wake(l.group, l.wake)
             l.wake = 0
@@ -295,15 +452,19 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         else:
             tx_batch_done(&l.batch)
         through_stages_out(l, now)
-        if l.n_touched:
-            mirror_sync(l.mirrors, l.e, l.s, l.touched, l.n_touched)
+        pthread_mutex_unlock(&l.drive)
+        finish_turn(l, &after)
         if last:
             return
         if sleepy and l.group != NULL and atomic_load(&l.group.inbox[l.e.shard].n):
             atomic_swap(&l.s.sleeping, 0)       # a message came since we looked
+        if sleepy and yields and atomic_load(&l.s.sleeping) and yield_core(l):
+            continue
         if sleepy and atomic_load(&l.s.sleeping):
             t = stages_next(l)
-            sleep_until(l, l.s.wake_at if l.s.wake_at < t else t)
+            if l.s.wake_at < t:
+                t = l.s.wake_at
+            sleep_until(l, t)
 
 
 # ---- as Python sees it -------------------------------------------------------------------------------------------------------------
@@ -374,9 +535,11 @@ cdef class Loop:
             raise MemoryError
         engine.s.wake_fd = wake_fd
         engine.s.real_clock = 1
+        pthread_mutex_init(&self.l.drive, NULL)
 
     def __dealloc__(self):
         if self.l != NULL:
+            pthread_mutex_destroy(&self.l.drive)
             dev_free(&self.l.dev)
             free(self.l.scratch)
             tx_batch_free(&self.l.batch)
@@ -386,7 +549,15 @@ cdef class Loop:
         """The engine thread's life. Without the GIL."""
         cdef loop_t* l = self.l
         with nogil:
+            pthread_mutex_lock(&l.s.mu)
+            l.s.loop = l
+            pthread_mutex_unlock(&l.s.mu)
             loop_run(l)
+            pthread_mutex_lock(&l.s.mu)
+            l.s.loop = NULL
+            pthread_mutex_unlock(&l.s.mu)
+            pthread_mutex_lock(&l.drive)        # users who are at the link leave it
+            pthread_mutex_unlock(&l.drive)
 
     def stop(self):
         """Ask the loop to end; it writes what is waiting to be sent first."""
@@ -395,11 +566,12 @@ cdef class Loop:
         fd_write(self.l.s.wake_fd, &one, 8)
 
     def counters(self):
-        """What the link carried and how the loop ran."""
+        """What the link carried and how the loop ran: turns, sleeps, yields of the core, turns made and batches written by users' calls."""
         return {
             "rx_packets": self.l.dev.rx_packets, "rx_bytes": self.l.dev.rx_bytes, "tx_packets": self.l.dev.tx_packets,
             "tx_bytes": self.l.dev.tx_bytes, "tx_errors": self.l.dev.tx_errors, "tx_dropped": self.l.dev.tx_dropped,
-            "turns": self.l.turns, "sleeps": self.l.sleeps, "failed": self.l.dev.failed,
+            "turns": self.l.turns, "sleeps": self.l.sleeps, "yields": self.l.yields, "helped": self.l.helped, "direct": self.l.direct,
+            "failed": self.l.dev.failed,
         }
 
 
@@ -430,6 +602,7 @@ def fork_after(Engine engine not None, bint child):
         engine.s.wake_fd = -1
         engine.s.note_fd = -1
         engine.s.waiting = 0
+        engine.s.loop = NULL
     pthread_mutex_unlock(&engine.s.mu)
     if engine.mirrors != NULL:
         pthread_mutex_unlock(&engine.mirrors.mu)
@@ -443,64 +616,95 @@ cdef bint still_blocked(engine_t* e, tcb_t* sk, uint32_t events) noexcept nogil:
     return sk.sk_err == 0 and not user_poll(e, sk) & (events | POLLHUP)
 
 
-cdef int wait_once(sem_t* sem, ns_t deadline) noexcept nogil:
-    """0 = posted, else errno."""
+cdef int wait_once(int* word, ns_t deadline) noexcept nogil:
+    """Sleep on the word of a blocked call: 0 = posted, else errno."""
     cdef timespec ts
-    cdef int rc
-    if deadline == NS_NEVER:
-        rc = sem_wait(sem)
-    else:
-        ts.tv_sec = deadline // 1000000000
-        ts.tv_nsec = deadline % 1000000000
-        rc = sem_clockwait(sem, CLOCK_MONOTONIC, &ts)
-    return errno if rc else 0
+    cdef int rc = 0
+    ts.tv_sec = deadline // 1000000000
+    ts.tv_nsec = deadline % 1000000000
+    while rc == 0 or rc == -E_AGAIN:
+        if atomic_turn(word, CALL_POSTED, CALL_IDLE):
+            return 0
+        atomic_turn(word, CALL_IDLE, CALL_SLEEPS)
+        rc = futex_wait(word, CALL_SLEEPS, NULL if deadline == NS_NEVER else &ts)
+    return -rc
+
+
+cdef int wait_posted(engine_t* e, idx_t w, int* word, ns_t deadline) noexcept nogil:
+    """As wait_once, until waiter w is no longer waiting: its word may be told of what became of the one who had it before."""
+    cdef int rc = 0
+    while rc == 0 and peek8(&wait_at(e, w).state) == WT_WAITING:
+        rc = wait_once(word, deadline)
+    return rc
+
+
+cdef int* wait_word(shared_t* s, idx_t w) noexcept nogil:
+    """The word of waiter w, fresh. Under the lock."""
+    atomic_swap(&s.words[w], CALL_IDLE)
+    return &s.words[w]
+
+
+cdef int sleep_or_help(engine_t* e, shared_t* s, loop_t* l, idx_t w, int* word, ns_t deadline) noexcept nogil:
+    """Sleep until waiter w is released: 0, or errno. l: the link has been claimed, and is read first, since what we wait for may have come."""
+    cdef int turns = 0
+    while l != NULL:
+        turns += 1
+        if not loop_help(l) or turns == HELP_TURNS or peek8(&wait_at(e, w).state) != WT_WAITING or not loop_try(l):
+            break
+    if peek8(&wait_at(e, w).state) == WT_WAITING:
+        s.user_at = 0
+    return wait_posted(e, w, word, deadline)
 
 
 def block(Engine engine not None, uint64_t h, uint32_t events, deadline=None, bint exclusive=False):
     """Sleep until the socket has one of the poll bits `events` (0: until a lingering close is over), an error, or the deadline (ns of
     CLOCK_MONOTONIC). False: the deadline passed. Signals are handled; what a handler raises ends the wait."""
-    cdef sem_t sem
     cdef ns_t t = NS_NEVER if deadline is None else deadline
     cdef tcb_t* sk = engine._enter(h)
-    cdef idx_t w = 0
+    cdef engine_t* e = engine.e
+    cdef shared_t* s = &engine.s
+    cdef loop_t* l
+    cdef int* word
+    cdef idx_t w
     cdef int rc
-    cdef int state
-    if not still_blocked(engine.e, sk, events):
-        release(engine.e, &engine.s)
+    if not still_blocked(e, sk, events):
+        release(e, s)
         return True
-    sem_init(&sem, 0, 0)
-    w = user_wait(engine.e, sk, events, exclusive, NS_NEVER, &sem, 0)
-    release(engine.e, &engine.s)
+    w = user_wait(e, sk, events, exclusive, NS_NEVER, NULL, 0)
     if w == 0:
-        sem_destroy(&sem)
+        release(e, s)
         raise failure(E_NOBUFS, "too many blocked calls")
+    word = wait_word(s, w)
+    wait_at(e, w).sem = word
+    l = s.loop
+    if l != NULL and (l.group != NULL or s.user_cpu != s.engine_cpu or not loop_try(l)):
+        l = NULL
+    release(e, s)
     try:
         while True:
             with nogil:
-                rc = wait_once(&sem, t)
+                rc = sleep_or_help(e, s, l, w, word, t)
+                l = NULL
             if rc != E_INTR:
                 break
             PyErr_CheckSignals()
     except BaseException:
         unblock(engine, h, w, exclusive, events)
-        sem_destroy(&sem)
         raise
-    state = unblock(engine, h, w, False, 0)
-    sem_destroy(&sem)
-    return state == WT_WOKEN
+    return unblock(engine, h, w, False, 0) == WT_WOKEN
 
 
 def block_any(list places, uint32_t events, deadline=None):
     """As an exclusive block() on several sockets, [(engine, handle), ...] of different engines: the number of one that woke us, -1 at
     the deadline. What else woke meanwhile goes to the next caller in line."""
-    cdef sem_t sem
     cdef ns_t t = NS_NEVER if deadline is None else deadline
     cdef Engine engine
     cdef tcb_t* sk
+    cdef int* word = NULL
+    cdef idx_t w
     cdef int rc
     cdef int woken = -1
     cdef list waits = []
-    sem_init(&sem, 0, 0)
     try:
         for engine, h in places:
             sk = engine._enter(h)
@@ -508,27 +712,38 @@ def block_any(list places, uint32_t events, deadline=None):
                 release(engine.e, &engine.s)
                 woken = len(waits)
                 break
-            w = user_wait(engine.e, sk, events, True, NS_NEVER, &sem, 0)
+            w = user_wait(engine.e, sk, events, True, NS_NEVER, NULL, 0)
+            if w:
+                word = wait_word(&engine.s, w) if word == NULL else word
+                wait_at(engine.e, w).sem = word
             release(engine.e, &engine.s)
             if w == 0:
                 raise failure(E_NOBUFS, "too many blocked calls")
             waits.append(w)
-        while woken < 0:
+        while woken < 0 and not any_released(places, waits):
             with nogil:
-                rc = wait_once(&sem, t)
-            if rc != E_INTR:
+                rc = wait_once(word, t)
+            if rc == E_INTR:
+                PyErr_CheckSignals()
+            elif rc:
                 break
-            PyErr_CheckSignals()
     except BaseException:
         for (engine, h), w in zip(places, waits):
             unblock(engine, h, w, True, events)
-        sem_destroy(&sem)
         raise
     for i, ((engine, h), w) in enumerate(zip(places, waits)):
         if unblock(engine, h, w, woken >= 0, events) == WT_WOKEN and woken < 0:
             woken = i
-    sem_destroy(&sem)
     return woken
+
+
+cdef bint any_released(list places, list waits):
+    """Has one of these waits ended?"""
+    cdef Engine engine
+    for (engine, _), w in zip(places, waits):
+        if peek8(&wait_at(engine.e, <idx_t> w).state) != WT_WAITING:
+            return True
+    return False
 
 
 cdef int unblock(Engine engine, uint64_t h, idx_t w, bint pass_on, uint32_t events):
