@@ -50,8 +50,8 @@ cdef enum:
 
 
 cdef inline bint icmp_is_error(uint8_t type) noexcept nogil:
-    return type == ICMP_DEST_UNREACH or type == ICMP_SOURCE_QUENCH or type == ICMP_REDIRECT or \
-        type == ICMP_TIME_EXCEEDED or type == ICMP_PARAMETERPROB
+    # What no error answers: errors, and all types that mean nothing here (1, 2, 6, 7, 9, 10).
+    return type <= ICMP_PARAMETERPROB and type != ICMP_ECHOREPLY and type != ICMP_ECHO
 
 
 # ---- limits ------------------------------------------------------------------------------------------------------------------
