@@ -398,7 +398,7 @@ cdef inline void take_link(loop_t* l) noexcept nogil:
 cdef inline void count_run(loop_t* l, uint32_t n) noexcept nogil:
     """How much there is to do at a time (shared_t.crowd): packets of the last run of batches."""
     l.run += n
-    if n == 0 or l.run > l.s.crowd:
+    if l.run > l.s.crowd or (n == 0 and l.run):
         l.s.crowd = l.run
     if n == 0:
         l.run = 0
