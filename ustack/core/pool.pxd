@@ -35,6 +35,10 @@ cdef extern from *:
     #else
     #define ustack_huge_pages(p, n) ((void)(p), (void)(n))
     #endif
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23
+    #endif
+    #define ustack_populate(p, n) ((void)madvise((p), (n), MADV_POPULATE_WRITE))
     #ifndef ustack_assert
     #include <assert.h>
     #define ustack_assert(c) assert(c)
@@ -46,10 +50,16 @@ cdef extern from *:
     void ustack_assert(bint c) noexcept nogil
     void ustack_prefetch(const void* p) noexcept nogil
     void ustack_huge_pages(void* p, size_t n) noexcept nogil
+    void ustack_populate(void* p, size_t n) noexcept nogil
+
+
+cdef enum:
+    POOL_STEP = 0x10000         # bytes of a growing pool whose pages are asked for at once
 
 
 cdef struct pool_t:
     uint8_t* base
+    size_t ready                # bytes of base that have pages, as far as growth has asked for them
     uint32_t* gens              # NULL in a plain pool
     uint32_t stride
     uint32_t cap                # slots that can be live at once
@@ -133,6 +143,15 @@ cdef inline bint pool_is_empty(const pool_t* pool) noexcept nogil:
     return pool.used == pool.cap
 
 
+cdef inline void pool_grow_(pool_t* pool) noexcept nogil:
+    # The next slot lies beyond what has pages. A pool that has grown past its first step gets a step of pages at once, which costs two thirds
+    # of as many faults; where the system cannot do it, the faults come one by one.
+    cdef size_t end = (<size_t>pool.cap + 1) * pool.stride
+    if pool.ready != 0 and pool.ready + 2 * POOL_STEP <= end:
+        ustack_populate(pool.base + pool.ready, POOL_STEP)
+    pool.ready += POOL_STEP
+
+
 cdef inline idx_t pool_alloc(pool_t* pool) noexcept nogil:
     # 0 when exhausted.
     cdef uint32_t i = pool.free_head
@@ -146,6 +165,8 @@ cdef inline idx_t pool_alloc(pool_t* pool) noexcept nogil:
     elif pool.high < pool.cap:
         pool.high += 1
         i = pool.high               # never touched: the mapping is zero there
+        if (<size_t>i + 1) * pool.stride > pool.ready:
+            pool_grow_(pool)
     else:
         return 0
     pool.used += 1
