@@ -109,7 +109,7 @@ def test_hping_s_syns_are_answered(lab: TunLab) -> None:
 @needs("hping3")
 @pytest.mark.parametrize("cookies", [0, 1, 2])
 def test_a_flood_from_forged_addresses(lab: TunLab, tmp_path: Path, cookies: int) -> None:
-    """3,000 SYNs from addresses that never answer: the queue stops at backlog + 1, what is beyond becomes cookies or is dropped, each is counted once."""
+    """3,000 SYNs nobody answers for: the queue stops at backlog + 1, what is beyond becomes cookies or is dropped, each counted once."""
     stack = lab.stack(sysctl={"net.ipv4.tcp_syncookies": cookies})
     with stack.create_server((STACK, 80), backlog=64) as server:
         for host in range(1, 4):

@@ -78,6 +78,12 @@ def test_peers_measured_later_do_not_replace_the_first_figures() -> None:
     assert merge(first, result(limit=10, kernel=5, ustack=9))["work"]["figures"]["ustack"]["median"] == 9
 
 
+def test_a_row_of_ustack_alone_is_replaced() -> None:
+    from harness.measure import merge
+
+    assert merge(result(ustack=80), result(ustack=40))["work"]["figures"]["ustack"]["median"] == 40
+
+
 def test_what_must_hold_is_said_in_both_outputs() -> None:
     from harness import document, tables
 

@@ -333,15 +333,13 @@ cdef bint loop_has_work(loop_t* l, ns_t now) noexcept nogil:
             or (l.group != NULL and atomic_load(&l.group.inbox[l.e.shard].n) != 0))
 
 
-cdef uint32_t busy_poll(loop_t* l) noexcept nogil:
-    """Read on until a packet comes, there is other work, or the time is over; how many packets came. Only while packets come close
-    together: a link where the next one takes four times as long costs a sleep a packet, and no spinning."""
-    cdef ns_t now = clock_ns()
+cdef uint32_t busy_poll(loop_t* l, ns_t* now) noexcept nogil:
+    """Read on until a packet comes, there is other work, or the time is over; how many packets came, and the time after that. Only while packets
+    come close together: a link where the next one takes four times as long costs a sleep a packet, and no spinning."""
     cdef uint32_t n = 0
-    while n == 0 and now - l.last_rx < l.busy and not loop_has_work(l, now):
-        cpu_relax()
-        n = dev_read_batch(&l.dev, l.e, now)
-        now = clock_ns()
+    while n == 0 and now[0] - l.last_rx < l.busy and not loop_has_work(l, now[0]):
+        n = dev_read_batch(&l.dev, l.e, now[0])
+        now[0] = clock_ns()
     return n
 
 
@@ -424,8 +422,7 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         n = dev_read_batch(&l.dev, l.e, now)
         if l.busy:
             if n == 0 and l.lively:
-                n = busy_poll(l)
-                now = clock_ns()
+                n = busy_poll(l, &now)
             if n:
                 note_arrival(l, now)
         if n == BATCH:

@@ -83,8 +83,9 @@ def behind(results: dict[str, Any], names: tuple[str, ...] = ("lwip", "smoltcp",
             if name in row["ratios"]:
                 r = row["ratios"][name]["median"]
                 if (r < 1) if row["better"] == "more" else (r > 1):
-                    out.append(f"- {row['title']}: {results['peers'][name]['title']} {figure(row['figures'][name]['median'])}, "
-                               f"ustack {figure(row['figures']['ustack']['median'])} ({row['unit']}).")
+                    best = row["ratios"][name]["best"]
+                    out.append(f"- {row['title']}: {results['peers'][name]['title']}; ustack/{results['peers'][name]['title']} {r:.2f} side by side "
+                               f"(of the best samples {best:.2f}; {'more' if row['better'] == 'more' else 'less'} is better).")
     return "\n".join(out) or "None."
 
 

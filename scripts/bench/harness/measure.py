@@ -152,7 +152,8 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         if kept is None:
             out[name] = row
             continue
-        anchored = {"limit", "kernel"} & set(row["figures"]) == set() and "ustack" in kept["figures"]
+        beside = {"limit", "kernel"}
+        anchored = not beside & set(row["figures"]) and bool(beside & set(kept["figures"])) and "ustack" in kept["figures"]
         for part in ("figures", "values"):
             fresh = {k: v for k, v in row[part].items() if not (anchored and k == "ustack")}
             row[part] = {**kept[part], **fresh}
