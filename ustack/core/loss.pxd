@@ -244,7 +244,7 @@ cdef inline uint32_t tcp_rack_detect_loss(engine_t* e, tcb_t* sk) noexcept nogil
         if r.sacked & SR_LOST and not r.sacked & SR_RETRANS:
             i = nxt
             continue
-        if not tcp_skb_sent_after(us_of(sk.rack_mstamp), us_of(r.tx_time), sk.rack_end_seq, r.end_seq):
+        if not tcp_skb_sent_after(sk.rack_mstamp_us, us_of(r.tx_time), sk.rack_end_seq, r.end_seq):
             break
         remaining = tcp_rack_skb_timeout(e, sk, r, reo_wnd)
         if remaining <= 0:
@@ -277,8 +277,8 @@ cdef inline void tcp_rack_advance(engine_t* e, tcb_t* sk, uint8_t sacked, uint32
         return
     sk.rack_advanced = 1
     sk.rack_rtt_us = rtt_us
-    if tcp_skb_sent_after(us_of(xmit_time), us_of(sk.rack_mstamp), end_seq, sk.rack_end_seq):
-        sk.rack_mstamp = xmit_time
+    if tcp_skb_sent_after(us_of(xmit_time), sk.rack_mstamp_us, end_seq, sk.rack_end_seq):
+        sk.rack_mstamp_us = us_of(xmit_time)
         sk.rack_end_seq = end_seq
 
 

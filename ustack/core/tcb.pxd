@@ -323,7 +323,7 @@ cdef struct tcb_t:
     rtt_t rtt
     minmax_t rtt_min
     uint32_t rack_rtt_us
-    ns_t rack_mstamp
+    uint64_t rack_mstamp_us     # 0: nothing delivered yet, also where the clock starts at 0
     uint32_t rack_end_seq
     uint32_t rack_last_delivered
     # ---- 512

@@ -235,7 +235,7 @@ cdef inline void tcp_forget_connection(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.data_segs_in = 0
     sk.data_segs_out = 0
     sk.app_limited = 0xffffffffUL
-    sk.rack_mstamp = 0
+    sk.rack_mstamp_us = 0
     sk.rack_advanced = 0
     sk.rack_reo_wnd_steps = 1
     sk.rack_reo_wnd_persist = 0
