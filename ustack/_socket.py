@@ -1,7 +1,7 @@
 """Socket: `socket.socket` on a ustack stack (TCP over IPv4).
 
 A method makes one attempt on the engine; where Linux would block, the attempt raises WouldBlock with the wait (poll mask, deadline) and the
-driver waits: the threaded driver on a semaphore, the manual driver by running the virtual clock. Blocking follows Python's rules for
+driver waits: the threaded driver on a futex, the manual driver by running the virtual clock. Blocking follows Python's rules for
 settimeout() and, for a blocking socket, SO_RCVTIMEO / SO_SNDTIMEO (EAGAIN) as Linux does.
 """
 
@@ -34,7 +34,6 @@ MSG_OOB, MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_ERRQUEU
 MSG_FASTOPEN = 0x20000000
 TCP_FASTOPEN_CONNECT = 30
 _TIMEO = (_std.SO_RCVTIMEO, _std.SO_SNDTIMEO, 66, 67)      # and the ..._NEW ones
-_WOULD_BLOCK = (errno.EAGAIN, errno.EINPROGRESS, errno.EALREADY)
 
 Address = tuple[str, int]
 T = TypeVar("T")

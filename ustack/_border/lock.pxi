@@ -175,8 +175,8 @@ cdef inline void take_woken(engine_t* e, posts_t* p) noexcept nogil:
         w = wait_at(e, e.woken)
         e.woken = w.next
         w.next = 0
-        if w.sem != NULL:
-            p.word[p.n] = <int*> w.sem
+        if w.word != NULL:
+            p.word[p.n] = <int*> w.word
             p.n += 1
 
 

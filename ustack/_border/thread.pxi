@@ -672,7 +672,7 @@ def block(Engine engine not None, uint64_t h, uint32_t events, deadline=None, bi
         release(e, s)
         raise failure(E_NOBUFS, "too many blocked calls")
     word = wait_word(s, w)
-    wait_at(e, w).sem = word
+    wait_at(e, w).word = word
     l = s.loop
     if l != NULL and (l.group != NULL or s.user_cpu != s.engine_cpu or not loop_try(l)):
         l = NULL
@@ -712,7 +712,7 @@ def block_any(list places, uint32_t events, deadline=None):
             w = user_wait(engine.e, sk, events, True, NS_NEVER, NULL, 0)
             if w:
                 word = wait_word(&engine.s, w) if word == NULL else word
-                wait_at(engine.e, w).sem = word
+                wait_at(engine.e, w).word = word
             release(engine.e, &engine.s)
             if w == 0:
                 raise failure(E_NOBUFS, "too many blocked calls")

@@ -144,8 +144,8 @@ cdef inline bint pool_is_empty(const pool_t* pool) noexcept nogil:
 
 
 cdef inline void pool_grow_(pool_t* pool) noexcept nogil:
-    # The next slot lies beyond what has pages. A pool that has grown past its first step gets a step of pages at once, which costs two thirds
-    # of as many faults; where the system cannot do it, the faults come one by one.
+    # The next slot lies beyond what has pages. A pool that has grown past its first step gets a step of pages at once, which is cheaper than a
+    # fault a page; where the system cannot do it, the faults come one by one.
     cdef size_t end = (<size_t>pool.cap + 1) * pool.stride
     if pool.ready != 0 and pool.ready + 2 * POOL_STEP <= end:
         ustack_populate(pool.base + pool.ready, POOL_STEP)

@@ -218,7 +218,7 @@ cdef struct waiter_t:
     uint8_t state               # WT_*
     uint8_t exclusive           # wake one, not all (accept)
     uint8_t pad[6]
-    void* sem                   # the driver's semaphore, or NULL (manual driver polls state)
+    void* word                  # what the driver's blocked call sleeps on, or NULL (manual driver polls state)
     uint64_t tag                # the driver's own
 
 # ---- frames to send ----------------------------------------------------------------------------------------------------------

@@ -528,7 +528,7 @@ cdef inline void user_getsockname(engine_t* e, tcb_t* sk, uint32_t* addr, uint16
 
 
 # ---- blocked calls -----------------------------------------------------------------------------------------------------------------
-cdef inline idx_t user_wait(engine_t* e, tcb_t* sk, uint32_t events, bint exclusive, ns_t deadline, void* sem,
+cdef inline idx_t user_wait(engine_t* e, tcb_t* sk, uint32_t events, bint exclusive, ns_t deadline, void* word,
                             uint64_t tag) noexcept nogil:
     """Queue a blocked call behind the others of this socket: released by a wake-up with one of events (poll bits), or at the
     deadline (NS_NEVER: none). Returns the waiter or 0 (pool exhausted). The driver frees it with user_wait_done."""
@@ -542,7 +542,7 @@ cdef inline idx_t user_wait(engine_t* e, tcb_t* sk, uint32_t events, bint exclus
     w.events = events
     w.exclusive = exclusive
     w.state = WT_WAITING
-    w.sem = sem
+    w.word = word
     w.tag = tag
     if sk.waiters == 0:
         sk.waiters = i

@@ -1,4 +1,4 @@
-"""The threaded driver: an engine thread that never takes the GIL, and users' calls that block on semaphores.
+"""The threaded driver: an engine thread that never takes the GIL, and users' calls that block on futexes.
 
 The thread is a daemon, so that a program that forgets stop() still ends: an atexit hook stops every stack. After a fork the child's engines
 are dead (every call is EBADF) and their link descriptors closed; the parent's are untouched.
