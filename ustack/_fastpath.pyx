@@ -5,8 +5,11 @@ released and the GIL is never taken while it is held. Uncontended, a call keeps 
 then counts itself as a waiter and blocks without the GIL (_border/lock.pxi).
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject, PyTypeObject
+from libc.math cimport llrint
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memset
@@ -45,7 +48,7 @@ from ustack.core.records cimport (
     RQ_ACKED, RQ_ECN_OK, RQ_SACK_OK, RQ_TSTAMP_OK, RQ_WSCALE_OK, TXF_CSUM_PARTIAL, WT_WAITING, WT_WOKEN, listener_t,
     req_t, reqext_t, tw_t, txframe_t, waiter_t,
 )
-from ustack.core.recvmsg cimport tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts
+from ustack.core.recvmsg cimport tcp_inq, tcp_inq_hint, tcp_recvmsg, tcp_recvmsg_ts
 from ustack.core.route cimport addr_add, addr_del, is_local, link_set_mtu, pmtu_flush, route_change, route_default
 from ustack.core.sendmsg cimport tcp_sendmsg, tcp_sendmsg_to
 from ustack.core.access cimport (
@@ -94,3 +97,4 @@ include "_border/impair.pxi"
 include "_border/device.pxi"
 include "_border/shards.pxi"
 include "_border/thread.pxi"
+include "_border/socket.pxi"

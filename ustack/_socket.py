@@ -1,8 +1,9 @@
 """Socket: `socket.socket` on a ustack stack (TCP over IPv4).
 
-A method makes one attempt on the engine; where Linux would block, the attempt raises WouldBlock with the wait (poll mask, deadline) and the
-driver waits: the threaded driver on a futex, the manual driver by running the virtual clock. Blocking follows Python's rules for
-settimeout() and, for a blocking socket, SO_RCVTIMEO / SO_SNDTIMEO (EAGAIN) as Linux does.
+The calls that each connection makes are in C (SocketBase, _border/socket.pxi) as long as nothing is unusual. All others, and those in virtual
+time, are here: a method makes one attempt on the engine; where Linux would block, the attempt raises WouldBlock with the wait (poll mask,
+deadline) and the driver waits: the threaded driver on a futex, the manual driver by running the virtual clock. Blocking follows Python's rules
+for settimeout() and, for a blocking socket, SO_RCVTIMEO / SO_SNDTIMEO (EAGAIN) as Linux does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ustack import congestion
+from ustack._fastpath import SocketBase
 from ustack._shards import Twins
 from ustack._sockaux import Control, SocketIO, error_control, received_control
 from ustack.drivers.manual import WouldBlock
@@ -26,14 +28,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from ustack._fastpath import Engine
-    from ustack.drivers.base import Driver
-    from ustack.stack import Stack
-
 POLLIN, POLLPRI, POLLOUT, POLLERR, POLLHUP, POLLRDHUP = 0x001, 0x002, 0x004, 0x008, 0x010, 0x2000
 MSG_OOB, MSG_PEEK, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT, MSG_WAITALL, MSG_ERRQUEUE = 0x1, 0x2, 0x8, 0x20, 0x40, 0x100, 0x2000
 MSG_FASTOPEN = 0x20000000
 TCP_FASTOPEN_CONNECT = 30
-_TIMEO = (_std.SO_RCVTIMEO, _std.SO_SNDTIMEO, 66, 67)      # and the ..._NEW ones
 
 Address = tuple[str, int]
 T = TypeVar("T")
@@ -53,46 +51,25 @@ def _pair(address: Any) -> Address:
     return "127.0.0.1" if host == "localhost" else host, port
 
 
-class Socket:
+class Socket(SocketBase):
     """A TCP socket of a Stack; made by stack.socket(), create_server(), create_connection() or accept()."""
 
     family = _std.AF_INET
     type = _std.SOCK_STREAM
     proto = _std.IPPROTO_TCP
 
-    def __init__(self, stack: Stack, handle: int | None = None, shard: int = 0) -> None:
-        self._stack = stack
-        self._driver: Driver = stack.drivers[shard]
-        self._engine = stack.engines[shard]
-        self._handle = self._engine.socket() if handle is None else handle
-        self._timeout: float | None = stack.default_timeout
-        self._closed = False
-        self._io_refs = 0
-        self._close_later = False
-        self._fd: Any = None
-        self._defers = False  # TCP_FASTOPEN_CONNECT: connect() may have left the SYN to the first send
-        self._twins: Twins | None = None  # a listener of a stack with several queues
-        self._options: list[tuple[int, int, Any]] | None = [] if handle is None and len(stack.engines) > 1 else None
-
     # ---- plumbing ----------------------------------------------------------------------------------------------------------
-    @property
-    def handle(self) -> int:
-        """The engine's handle; EBADF once closed."""
-        if self._closed:
-            raise failure(errno.EBADF, None)
-        return self._handle
-
     def _deadline(self, rcv: bool) -> tuple[int | None, bool]:
         """(absolute ns or None, whether it is Python's timeout and not SO_*TIMEO)."""
         if self._timeout is not None:
             return self._driver.now_ns() + round(self._timeout * 1e9), True
-        if not self._stack.uses_timeo:
+        if not self._engine.uses_timeo:
             return None, False
         own = self._engine.timeouts(self.handle)[0 if rcv else 1]
         return (None if own is None else self._driver.now_ns() + own), False
 
-    def _wait(self, exc: OSError, mask: int, deadline: tuple[int | None, bool] | None, rcv: bool,
-              exclusive: bool = False, flags: int = 0) -> WouldBlock:
+    def _block(self, exc: OSError, mask: int, deadline: tuple[int | None, bool] | None, rcv: bool,
+               exclusive: bool = False, flags: int = 0) -> NoReturn:
         """After EAGAIN: raise it as it is if non-blocking, else what the driver has to wait for."""
         if self._timeout == 0 or flags & MSG_DONTWAIT:
             raise exc
@@ -105,12 +82,7 @@ class Socket:
                 raise TimeoutError("timed out")
             raise exc
 
-        return WouldBlock((self.handle, mask, at, exclusive), expired)
-
-    def _block(self, exc: OSError, mask: int, deadline: tuple[int | None, bool] | None, rcv: bool,
-               exclusive: bool = False, flags: int = 0) -> NoReturn:
-        """As _wait, for an attempt: raises the wait."""
-        raise self._wait(exc, mask, deadline, rcv, exclusive, flags)
+        raise WouldBlock((self.handle, mask, at, exclusive), expired)
 
     # ---- life --------------------------------------------------------------------------------------------------------------
     def bind(self, address: Any) -> None:
@@ -139,33 +111,24 @@ class Socket:
         else:
             self._engine.set_service(self.handle, kind)
 
-    def accept(self) -> tuple[Socket, Address]:
-        """The oldest connection in the accept queue and the peer's address."""
+    def _accept_by_driver(self) -> tuple[Socket, Address]:
         if self._twins is not None:
             shard, child, peer = self._twins.accept(self)
             return Socket(self._stack, child, shard), peer
-        self._driver.before_call()
-        try:
-            handle, peer = self._engine.accept(self.handle)
-        except BlockingIOError as exc:
-            if self._timeout == 0:
-                raise
-            deadline = self._deadline(True)
-            first = self._wait(exc, POLLIN, deadline, True, exclusive=True)
-        else:
-            self._driver.kick()
-            return Socket(self._stack, handle), peer
+        deadline: tuple[int | None, bool] | None = None
 
         def attempt() -> tuple[int, Address]:
+            nonlocal deadline
             try:
                 return self._engine.accept(self.handle)
             except BlockingIOError as exc:
+                deadline = deadline or (None if self._timeout == 0 else self._deadline(True))
                 self._block(exc, POLLIN, deadline, True, exclusive=True)
 
         def made(result: tuple[int, Address]) -> tuple[Socket, Address]:
             return Socket(self._stack, result[0]), result[1]
 
-        return self._driver.call(attempt, made, first)
+        return self._driver.call(attempt, made)
 
     def connect(self, address: Any) -> None:
         """Connect; BlockingIOError(EINPROGRESS) on a non-blocking socket. Raises the connection's error, or TimeoutError."""
@@ -209,13 +172,7 @@ class Socket:
         finally:
             self._driver.kick()
 
-    def close(self) -> None:
-        """Close; with SO_LINGER on, waits for the FIN to be acknowledged as long as it says (facts K1)."""
-        if self._closed:
-            return
-        if self._io_refs > 0:
-            self._close_later = True
-            return
+    def _close_by_driver(self) -> None:
         handle = self._handle
         self._closed = True
         if self._twins is not None:
@@ -254,14 +211,9 @@ class Socket:
         self._closed = True
         return handle
 
-    def __enter__(self) -> Socket:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        if not getattr(self, "_closed", True) and not self._stack.stopped:
+    def _leaked(self, _warn: Any = warnings.warn) -> None:
+        """The object goes, and nobody has closed it."""
+        if not self._stack.stopped:
             _warn(f"unclosed {self!r}", ResourceWarning, source=self)
             with contextlib.suppress(Exception):
                 self._closed = True
@@ -280,45 +232,23 @@ class Socket:
             return f"<ustack.Socket of {self._stack.name}>"
 
     # ---- data --------------------------------------------------------------------------------------------------------------
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """Up to bufsize bytes; b"" at the end of the stream."""
-        if bufsize < 0:
-            raise ValueError("negative buffersize in recv")
-        if flags & MSG_WAITALL or self._stack.uses_lowat:
+    def _recv_by_driver(self, bufsize: int, flags: int) -> bytes:
+        if flags & MSG_WAITALL or self._engine.uses_lowat:
             buffer = bytearray(bufsize)
             return self._recv_into(memoryview(buffer), flags, lambda n: bytes(buffer[:n]))
-        self._driver.before_call()
-        try:
-            data = self._engine.recv(self.handle, bufsize, flags)
-        except BlockingIOError as exc:
-            if self._timeout == 0 or flags & MSG_DONTWAIT:
-                raise
-            deadline = self._deadline(True)
-            first = self._wait(exc, POLLIN, deadline, True)
-        else:
-            self._driver.kick()
-            return data
+        deadline: tuple[int | None, bool] | None = None
 
         def attempt() -> bytes:
+            nonlocal deadline
             try:
                 return self._engine.recv(self.handle, bufsize, flags)
             except BlockingIOError as exc:
+                deadline = deadline or (None if self._timeout == 0 else self._deadline(True))
                 self._block(exc, POLLIN, deadline, True, flags=flags)
 
-        return self._driver.call(attempt, None, first)
+        return self._driver.call(attempt)
 
-    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
-        """As recv, into a writable buffer; the number of bytes."""
-        if not flags & MSG_WAITALL and not self._stack.uses_lowat:
-            self._driver.before_call()
-            try:
-                n = self._engine.recv_into(self.handle, buffer, flags, nbytes)
-            except BlockingIOError:
-                if self._timeout == 0 or flags & MSG_DONTWAIT:
-                    raise
-            else:
-                self._driver.kick()
-                return n
+    def _recv_into_by_driver(self, buffer: WriteableBuffer, nbytes: int, flags: int) -> int:
         view = memoryview(buffer).cast("B")
         return self._recv_into(view[:nbytes] if nbytes else view, flags, int)
 
@@ -330,7 +260,7 @@ class Socket:
         if flags & MSG_WAITALL:
             target = want
         elif not flags & MSG_DONTWAIT and self._timeout != 0:
-            target = max(1, min(self._stack.lowat(self), want))
+            target = max(1, min(self.getsockopt(_std.SOL_SOCKET, _std.SO_RCVLOWAT), want)) if self._engine.uses_lowat else 1
 
         def so_far() -> int:
             return got
@@ -394,8 +324,7 @@ class Socket:
         """As recv; a stream has no sender address per read."""
         return self.recv(bufsize, flags), None
 
-    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
-        """Bytes taken. Blocking: all of them, as Linux's blocking send does; non-blocking: as many as fit."""
+    def _send_by_driver(self, data: ReadableBuffer, flags: int) -> int:
         if self._timeout == 0 or flags & MSG_DONTWAIT:
             self._driver.before_call()
             try:
@@ -480,8 +409,7 @@ class Socket:
         except BlockingIOError:
             return 0
 
-    def sendall(self, data: ReadableBuffer, flags: int = 0) -> None:
-        """Send everything or raise; a timeout counts for the whole."""
+    def _sendall_by_driver(self, data: ReadableBuffer, flags: int) -> None:
         view = memoryview(data).cast("B")
         sent = self._send_now(view, flags)
         if sent < len(view):
@@ -567,22 +495,11 @@ class Socket:
             self.close()
 
     # ---- options and names -------------------------------------------------------------------------------------------------
-    def settimeout(self, value: float | None) -> None:
-        """None: block; 0: never block; else seconds after which a call raises TimeoutError."""
-        if value is not None and value < 0:
-            raise ValueError("Timeout value out of range")
-        self._timeout = value
-
-    def gettimeout(self) -> float | None:
-        return self._timeout
-
     def setblocking(self, flag: bool) -> None:
         self.settimeout(None if flag else 0.0)
 
     def getblocking(self) -> bool:
         return self._timeout != 0
-
-    timeout = property(gettimeout)
 
     def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None) -> None:
         """value: an int or the option's bytes (struct linger, timeval, a congestion control's name ...)."""
@@ -599,11 +516,6 @@ class Socket:
                 self._options.append((level, optname, value))
             if (level, optname) == (_std.IPPROTO_TCP, TCP_FASTOPEN_CONNECT):
                 self._defers = True
-            if level == _std.SOL_SOCKET:
-                if optname == _std.SO_RCVLOWAT:
-                    self._stack.uses_lowat = True
-                elif optname in _TIMEO:
-                    self._stack.uses_timeo = True
         finally:
             self._driver.kick()
 

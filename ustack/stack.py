@@ -11,7 +11,6 @@ import ipaddress
 import itertools
 import os
 import re
-import struct
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,8 +56,6 @@ class Stack:
         self.name = name or f"stack{next(_names)}"
         self.stopped = False
         self.default_timeout: float | None = None
-        self.uses_lowat = False     # a socket of ours has set SO_RCVLOWAT, so a blocking recv has to look at it
-        self.uses_timeo = False     # ... SO_RCVTIMEO or SO_SNDTIMEO
         if isinstance(address, str):
             address = [address]
         addresses = list(address)
@@ -352,10 +349,6 @@ class Stack:
         return self._manual().submit(lambda: getattr(sock, op)(*args, **kwargs))
 
     # ---- used by Socket ------------------------------------------------------------------------------------------------------
-    def lowat(self, sock: Socket) -> int:
-        """SO_RCVLOWAT: what a blocking recv waits for."""
-        return int(struct.unpack("i", sock._engine.getsockopt(sock.handle, 1, 18, 4))[0])
-
     def _alive(self) -> None:
         if self.stopped:
             raise failure(errno.EBADF, "the stack was stopped")

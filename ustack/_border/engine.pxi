@@ -1,7 +1,15 @@
 # class Engine: the sans-I/O engine and the user's operations on integer handles. Included by _fastpath.pyx.
 
+cdef class SocketBase
+
 cdef enum:
     MAX_OPT = 4096              # largest option value copied
+    SOL_SOCKET = 1
+    SO_RCVLOWAT = 18
+    SO_RCVTIMEO = 20
+    SO_SNDTIMEO = 21
+    SO_RCVTIMEO_NEW = 66
+    SO_SNDTIMEO_NEW = 67
 
 
 cdef bytes seed_bytes(object seed):
@@ -43,6 +51,8 @@ cdef class Engine:
     cdef object capsule             # of the C op-table, kept alive
     cdef readonly object hookset    # ustack.hooks.HookSet, made with the first Python hook
     cdef object stream              # of events()
+    cdef readonly bint uses_lowat   # a socket has set SO_RCVLOWAT, so a blocking recv has to look at it
+    cdef readonly bint uses_timeo   # ... SO_RCVTIMEO or SO_SNDTIMEO
     cdef dict cc_kept               # congestion controls: classes, capsules, and (instance, CcConnection) by socket
     cdef object cc_error            # the first exception that one raised, until cc_raise
     cdef object __weakref__
@@ -251,25 +261,9 @@ cdef class Engine:
 
     def accept(self, uint64_t h):
         """(handle, (address, port)) of the oldest connection in the accept queue."""
-        cdef tcb_t* sk
-        cdef idx_t child = 0
-        cdef uint64_t ch = 0
-        cdef uint32_t a = 0
-        cdef uint16_t port = 0
-        cdef tcb_t* born
-        cdef int err
-        if self.hookset is not None and self.hookset.active("accept"):
-            sk = accept_asked(self, h)
-        else:
-            sk = self._enter(h)
-        err = user_accept(self.e, sk, &child)
-        if err == 0:
-            born = sk_at(self.e, child)
-            ch = sk_handle(self.e, born)
-            a = born.en.faddr
-            port = sk_fport(born)
-        self._leave_fd(sk, err, "accept")
-        return ch, (dotted(a), port)
+        cdef uint64_t child = 0
+        peer = take_connection(self, h, None, &child)
+        return child, peer
 
     def connect(self, uint64_t h, addr, uint16_t port):
         """Start (or ask after) a connection; BlockingIOError(EINPROGRESS, EALREADY) while the handshake runs."""
@@ -303,17 +297,7 @@ cdef class Engine:
 
     def send(self, uint64_t h, data, uint32_t flags=0):
         """Bytes taken; BlockingIOError if none could be."""
-        cdef Py_buffer view
-        cdef tcb_t* sk
-        cdef int64_t n
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-        try:
-            sk = self._enter(h)
-            n = tcp_sendmsg(self.e, sk, <const uint8_t*> view.buf, <size_t> view.len, flags)
-            self._leave_fd(sk, <int> n if n < 0 else 0, "send")
-        finally:
-            PyBuffer_Release(&view)
-        return n
+        return write_from(self, h, data, flags, None, False, False)
 
     def send_fastopen(self, uint64_t h, data, uint32_t flags, addr, uint16_t port):
         """sendto() with MSG_FASTOPEN: connect with the data in the SYN where a cookie allows it. Bytes taken; BlockingIOError(EINPROGRESS)
@@ -372,43 +356,13 @@ cdef class Engine:
         self._leave(0, None)
         return ts, bool(f & SF_TIMESTAMP), bool(f & SF_TIMESTAMPNS), bool(f & SF_INQ)
 
-    def recv(self, uint64_t h, n, uint32_t flags=0):
+    def recv(self, uint64_t h, size_t n, uint32_t flags=0):
         """Up to n bytes; b"" at the end of the stream; BlockingIOError if there is nothing yet."""
-        cdef size_t size = n
-        cdef bytes out
-        cdef int64_t got
-        cdef tcb_t* sk
-        cdef uint32_t inq
-        if size > 65536:
-            # Do not allocate for what cannot come: no more than the receive queue holds.
-            sk = self._enter(h)
-            inq = sk.rcv_nxt - sk.copied_seq
-            self._leave(0, None)
-            if inq < size:
-                size = inq if inq > 1 else 1
-        out = PyBytes_FromStringAndSize(NULL, size)
-        sk = self._enter(h)
-        got = tcp_recvmsg(self.e, sk, <uint8_t*> PyBytes_AS_STRING(out), size, flags)
-        self._leave_fd(sk, <int> got if got < 0 else 0, "recv")
-        return out if <size_t> got == size else out[:got]
+        return read_bytes(self, h, n, flags, None)
 
-    def recv_into(self, uint64_t h, buffer, uint32_t flags=0, n=0):
+    def recv_into(self, uint64_t h, buffer, uint32_t flags=0, size_t n=0):
         """As recv, into a writable buffer; the number of bytes."""
-        cdef Py_buffer view
-        cdef int64_t got
-        cdef size_t size
-        cdef tcb_t* sk
-        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
-        try:
-            size = <size_t> view.len
-            if n and <size_t> n < size:
-                size = n
-            sk = self._enter(h)
-            got = tcp_recvmsg(self.e, sk, <uint8_t*> view.buf, size, flags)
-            self._leave_fd(sk, <int> got if got < 0 else 0, "recv")
-        finally:
-            PyBuffer_Release(&view)
-        return got
+        return read_into(self, h, buffer, n, flags, None)
 
     def shutdown(self, uint64_t h, int how):
         cdef tcb_t* sk = self._enter(h)
@@ -417,6 +371,9 @@ cdef class Engine:
     def close(self, uint64_t h, bint wait=False):
         """End the handle. With wait (a lingering close): returns the nanoseconds the caller may wait for `lingering` to become False
         before close_finish; 0 means it is done."""
+        return self._close(h, wait)
+
+    cdef int64_t _close(self, uint64_t h, bint wait) except -1:
         cdef tcb_t* sk = self._enter(h)
         cdef ns_t left = user_close(self.e, sk)
         if left == 0 or not wait:
@@ -443,6 +400,10 @@ cdef class Engine:
         cdef uint32_t n = <uint32_t> len(raw)
         cdef tcb_t* sk = self._enter(h)
         cdef int err = user_setsockopt(self.e, sk, level, name, p, n)
+        if level == SOL_SOCKET and name == SO_RCVLOWAT:
+            self.uses_lowat = True
+        elif level == SOL_SOCKET and (name == SO_RCVTIMEO or name == SO_SNDTIMEO or name == SO_RCVTIMEO_NEW or name == SO_SNDTIMEO_NEW):
+            self.uses_timeo = True
         if self._done(sk, err):
             raise failure(-err, f"setsockopt({level}, {name})")
 

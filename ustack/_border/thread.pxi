@@ -658,6 +658,13 @@ def block(Engine engine not None, uint64_t h, uint32_t events, deadline=None, bi
     CLOCK_MONOTONIC). False: the deadline passed. Signals are handled; what a handler raises ends the wait."""
     cdef ns_t t = NS_NEVER if deadline is None else deadline
     cdef tcb_t* sk = engine._enter(h)
+    cdef bint woken = block_entered(engine, sk, h, events, t, exclusive)
+    release(engine.e, &engine.s)
+    return woken
+
+
+cdef bint block_entered(Engine engine, tcb_t* sk, uint64_t h, uint32_t events, ns_t t, bint exclusive) except -1:
+    """block() for who has the lock, and has it again at the end, when the socket may be gone; an exception leaves it free."""
     cdef engine_t* e = engine.e
     cdef shared_t* s = &engine.s
     cdef loop_t* l
@@ -665,7 +672,6 @@ def block(Engine engine not None, uint64_t h, uint32_t events, deadline=None, bi
     cdef idx_t w
     cdef int rc
     if not still_blocked(e, sk, events):
-        release(e, s)
         return True
     w = user_wait(e, sk, events, exclusive, NS_NEVER, NULL, 0)
     if w == 0:
@@ -688,7 +694,10 @@ def block(Engine engine not None, uint64_t h, uint32_t events, deadline=None, bi
     except BaseException:
         unblock(engine, h, w, exclusive, events)
         raise
-    return unblock(engine, h, w, False, 0) == WT_WOKEN
+    acquire(e, s)
+    rc = wait_at(e, w).state
+    user_wait_done(e, w)
+    return rc == WT_WOKEN
 
 
 def block_any(list places, uint32_t events, deadline=None):

@@ -6,12 +6,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
 from ustack import _fastpath
-
-if TYPE_CHECKING:
-    from ustack.drivers.manual import WouldBlock
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,10 +22,10 @@ class Driver(Protocol):
     def stop(self) -> None: ...
 
     @overload
-    def call(self, attempt: Callable[[], T], finish: None = None, wait: WouldBlock | None = None) -> T: ...
+    def call(self, attempt: Callable[[], T], finish: None = None) -> T: ...
 
     @overload
-    def call(self, attempt: Callable[[], T], finish: Callable[[T], R], wait: WouldBlock | None = None) -> R: ...
+    def call(self, attempt: Callable[[], T], finish: Callable[[T], R]) -> R: ...
 
     def now_ns(self) -> int:
         """The time deadlines are counted from."""

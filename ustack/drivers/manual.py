@@ -214,9 +214,8 @@ class ManualDriver:
             self.collect()
             return done
 
-    def call(self, attempt: Callable[[], Any], finish: Callable[[Any], Any] | None = None, wait: WouldBlock | None = None) -> Any:
-        """A plain call; where it blocks, the clock runs until it completes. RuntimeError if nothing can ever happen. wait: the call has
-        just found that it must; it is made again all the same."""
+    def call(self, attempt: Callable[[], Any], finish: Callable[[Any], Any] | None = None) -> Any:
+        """A plain call; where it blocks, the clock runs until it completes. RuntimeError if nothing can ever happen."""
         completion = self.begin(attempt, finish)
         if self._capture is not None and not completion.done:
             self._capture.append(completion)

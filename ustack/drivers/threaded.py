@@ -92,23 +92,20 @@ class ThreadedDriver:
             stack.stopped = True
 
     # ---- calls -------------------------------------------------------------------------------------------------------------
-    def call(self, attempt: Callable[[], Any], finish: Callable[[Any], Any] | None = None, wait: WouldBlock | None = None) -> Any:
-        """Make attempts until one does not block. The sleep ends at a wake-up, at the deadline, or by a signal's exception. wait: an
-        attempt has just been made, and this is what it has to wait for."""
+    def call(self, attempt: Callable[[], Any], finish: Callable[[Any], Any] | None = None) -> Any:
+        """Make attempts until one does not block. The sleep ends at a wake-up, at the deadline, or by a signal's exception."""
         while True:
-            if wait is None:
-                try:
-                    result = attempt()
-                    break
-                except WouldBlock as block:
-                    wait = block
-            handle, mask, deadline, exclusive = wait.wait
-            if not _fastpath.block(self.engine, handle, mask, deadline, exclusive):
-                if wait.on_timeout is None:
-                    raise failure(errno.EAGAIN, None)
-                result = wait.on_timeout()
+            try:
+                result = attempt()
                 break
-            wait = None
+            except WouldBlock as block:
+                handle, mask, deadline, exclusive = block.wait
+                on_timeout = block.on_timeout
+            if not _fastpath.block(self.engine, handle, mask, deadline, exclusive):
+                if on_timeout is None:
+                    raise failure(errno.EAGAIN, None)
+                result = on_timeout()
+                break
         return result if finish is None else finish(result)
 
     def now_ns(self) -> int:
