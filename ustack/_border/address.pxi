@@ -5,7 +5,23 @@ cdef object py_flow(uint32_t laddr, uint16_t lport, uint32_t faddr, uint16_t fpo
 
 
 cdef str dotted(uint32_t a):
-    return f"{a >> 24}.{(a >> 16) & 255}.{(a >> 8) & 255}.{a & 255}"
+    """Each accept() makes one: digits, not a format."""
+    cdef char text[16]
+    cdef uint32_t n = 0
+    cdef uint32_t v
+    cdef int shift
+    for shift in range(24, -1, -8):
+        v = a >> shift & 255
+        if v >= 100:
+            text[n] = <char> (48 + v // 100)
+            n += 1
+        if v >= 10:
+            text[n] = <char> (48 + v // 10 % 10)
+            n += 1
+        text[n] = <char> (48 + v % 10)
+        text[n + 1] = 46
+        n += 2
+    return PyUnicode_FromStringAndSize(text, n - 1)
 
 
 cdef uint32_t undotted(object text) except? 0:
