@@ -12,13 +12,13 @@ from libc.string cimport memcpy, memset
 
 from ustack.core.cksum cimport csum_add, csum_fold, csum_pseudo
 from ustack.core.engine cimport (
-    engine_crowded, engine_destroy, engine_init, engine_next_timeout, engine_params_t, engine_poll, engine_prefetch, engine_receive,
-    engine_time,
+    engine_batch, engine_crowded, engine_destroy, engine_init, engine_next_timeout, engine_params_t, engine_poll, engine_prefetch, engine_receive,
+    engine_settle, engine_time,
 )
 from ustack.core.route cimport addr_add, route_default
-from ustack.core.service cimport SVC_CHUNK, SVC_CHARGEN, SVC_DISCARD, SVC_HTTP, service_pump, service_set
+from ustack.core.service cimport SVC_CHUNK, SVC_CHARGEN, SVC_DISCARD, SVC_ECHO, SVC_HTTP, service_pump, service_set
 from ustack.core.state cimport engine_t
-from ustack.core.tcb cimport tcb_t
+from ustack.core.tcb cimport OWES_ALL, tcb_t
 from ustack.core.tx cimport tx_batch_done, tx_batch_free, tx_swap, txbatch_t
 from ustack.core.types cimport CSUM_NONE, CSUM_PARTIAL, TH_ACK, TH_PSH
 from ustack.core.user cimport user_bind, user_listen, user_socket
@@ -56,7 +56,7 @@ cdef extern from *:
 
 ctypedef void (*round_f)(engine_t*, const uint8_t*, uint32_t, uint32_t, uint8_t, uint32_t, txbatch_t*, uint8_t*) noexcept nogil
 
-SERVICES = {"chargen": SVC_CHARGEN, "discard": SVC_DISCARD, "http": SVC_HTTP}
+SERVICES = {"chargen": SVC_CHARGEN, "discard": SVC_DISCARD, "echo": SVC_ECHO, "http": SVC_HTTP}
 REQUEST = b"GET / HTTP/1.1\r\nHost: 198.18.0.2\r\n\r\n"
 
 OPTIMIZED = bool(ustack_optimized)      # counts and times of an -O0 build say nothing
@@ -99,6 +99,7 @@ cdef inline void round_(engine_t* e, const uint8_t* packets, uint32_t size, uint
     # n packets of `size` bytes; scratch: of the services, NULL without. The frames are in the batch afterwards.
     cdef uint32_t i
     engine_time(e, e.now + n * STEP_NS)
+    engine_batch(e, True)
     for i in range(n):
         engine_prefetch(e, packets + i * size, size, 0)
     for i in range(n):
@@ -111,6 +112,8 @@ cdef inline void round_(engine_t* e, const uint8_t* packets, uint32_t size, uint
     engine_poll(e, e.now)
     if scratch != NULL:
         service_pump(e, scratch)
+    engine_batch(e, False)
+    engine_settle(e, OWES_ALL, 0)
     engine_next_timeout(e)
     tx_swap(e, batch)
 
@@ -326,12 +329,11 @@ cdef class Stream:
                 self.bytes += at_once * payload
                 n -= 1
 
-    def requests(self, uint32_t n, bint warm=False):
+    def requests(self, uint32_t n, bint warm=False, bytes text=REQUEST):
         # n requests over the kept connection, one a round; each acknowledges the answer before it.
         cdef round_f run = <round_f>ustack_opaque(<void*>warm_round if warm else <void*>counted_round)
-        cdef bytes head = REQUEST
-        cdef uint32_t size = <uint32_t>len(head)
-        cdef const uint8_t* text = head
+        cdef uint32_t size = <uint32_t>len(text)
+        cdef const uint8_t* p = text
         cdef uint32_t unanswered = 0
         with nogil:
             while n != 0:
@@ -339,7 +341,7 @@ cdef class Stream:
                 self.bytes += self.unacked
                 self.unacked = 0
                 self.packet(self.packets, TH_ACK | TH_PSH, size)
-                memcpy(self.packets + HEAD, text, size)
+                memcpy(self.packets + HEAD, p, size)
                 run(self.e, self.packets, HEAD + size, 1, CSUM_PARTIAL, 0, &self.batch, self.scratch)
                 self.take()
                 unanswered += self.unacked == 0

@@ -34,7 +34,7 @@ from ustack.core.child cimport req_sent_at
 from ustack.core.ehash cimport ehash_lookup, ehash_settle, ehash_walk_some, ustack_peek
 from ustack.core.engine cimport (
     engine_batch, engine_crowded, engine_destroy, engine_init, engine_loop, engine_next_bound, engine_next_timeout, engine_params_t, engine_poll,
-    engine_prefetch, engine_receive, engine_resume, engine_time, engine_tx_done,
+    engine_prefetch, engine_receive, engine_resume, engine_settle, engine_time, engine_tx_done,
 )
 from ustack.core.hooks cimport (
     CONN_CWND, CONN_ESTABLISHED, CONN_RETRANS, CONN_RTO, CONN_RTO_FIRED, CONN_SSTHRESH, CONN_STATE, CONN_TOS, HOOKS_CAPSULE,
@@ -66,9 +66,10 @@ from ustack.core.stats cimport MIB_COUNT, MIB_TcpCurrEstab, drop_name, mib_name
 from ustack.core.steer cimport STEER_NOBODY, steer_home, steer_packet
 from ustack.core.rtt cimport minmax_get
 from ustack.core.sendq cimport tcp_packets_in_flight
-from ustack.core.seqno cimport u32_max, u32_min
+from ustack.core.seqno cimport i64_min, u32_max, u32_min
 from ustack.core.tcb cimport (
-    CC_BBR, CC_USER, CC_USER_MAX, SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP, SF_TIMESTAMPNS, skopt_t, tcb_t,
+    CC_BBR, CC_USER, CC_USER_MAX, OWES_ACK, OWES_ALL, OWES_PUSH, OWES_UNREAD, SF_ACCEPTED, SF_DEAD, SF_HAS_FD, SF_INQ, SF_IN_READY, SF_TIMESTAMP,
+    SF_TIMESTAMPNS, skopt_t, tcb_t,
 )
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (

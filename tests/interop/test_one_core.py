@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -169,3 +170,117 @@ def test_a_call_that_was_woken_late_sleeps_on(one_core: None) -> None:
                 conn.close()
         client.join(10)
         assert len(set(got)) == 50
+
+
+def answer_once(listener: ustack.Socket, failures: list[BaseException], first: Callable[[ustack.Socket], None] | None = None,
+                then: Callable[[ustack.Socket], None] | None = None) -> None:
+    """A thread for each connection: read the request, answer, close."""
+    def handle(conn: ustack.Socket) -> None:
+        try:
+            with conn:
+                if first is not None:
+                    first(conn)
+                request = b""
+                while not request.endswith(b"\n"):
+                    request += conn.recv(4096)
+                conn.sendall(b"answer to " + request)
+                if then is not None:
+                    then(conn)
+        except BaseException as exc:
+            failures.append(exc)
+
+    with contextlib.suppress(OSError):
+        while True:
+            conn, _ = listener.accept()
+            threading.Thread(target=handle, args=(conn,), daemon=True).start()
+
+
+def ask_once(stack: Stack, text: bytes) -> bytes:
+    """What comes back, until the end of the stream or a reset."""
+    with stack.create_connection((A, 80), timeout=20) as sock:
+        sock.sendall(text)
+        back = b""
+        with contextlib.suppress(ConnectionResetError):
+            while more := sock.recv(4096):
+                back += more
+        return back
+
+
+def test_the_answer_carries_the_ack_and_the_fin(one_core: None) -> None:
+    """Of a connection that is asked, answers and closes: SYN-ACK, answer, ACK of the client's FIN. With an ACK and a FIN apart it were five."""
+    failures: list[BaseException] = []
+    with stacks() as (a, b):
+        listener = a.create_server((A, 80))
+        threading.Thread(target=answer_once, args=(listener, failures), daemon=True).start()
+
+        def many() -> None:
+            try:
+                for _ in range(25):
+                    assert ask_once(b, b"request\n") == b"answer to request\n"
+            except BaseException as exc:
+                failures.append(exc)
+
+        clients = [threading.Thread(target=many) for _ in range(8)]
+        for thread in clients:
+            thread.start()
+        for thread in clients:
+            thread.join(60)
+        sent = a.drivers[0].counters()["tx_packets"]      # type: ignore[attr-defined]
+        assert failures == []
+        assert 3 * 200 <= sent < 4.4 * 200
+
+
+def test_an_answer_leaves_while_the_program_computes(one_core: None) -> None:
+    """It may wait for the close that follows; if the program does something else, the engine thread's turn comes."""
+    left = threading.Event()
+
+    def compute(conn: ustack.Socket) -> None:
+        end = time.monotonic() + 2
+        while time.monotonic() < end and not left.is_set():
+            pass
+
+    failures: list[BaseException] = []
+    with stacks() as (a, b):
+        listener = a.create_server((A, 80))
+        threading.Thread(target=answer_once, args=(listener, failures, None, compute), daemon=True).start()
+        with b.create_connection((A, 80), timeout=20) as sock:
+            asked = time.monotonic()
+            sock.sendall(b"request\n")
+            assert sock.recv(100) == b"answer to request\n"
+            took = time.monotonic() - asked
+            left.set()
+        assert failures == []
+        assert took < 1
+
+
+def test_half_a_request_is_acknowledged_when_it_is_read(one_core: None) -> None:
+    """A client that holds the rest of its request until then (Nagle) does not wait for it."""
+    failures: list[BaseException] = []
+    with stacks() as (a, b):
+        listener = a.create_server((A, 80))
+        threading.Thread(target=answer_once, args=(listener, failures), daemon=True).start()
+        best = 9.0
+        for _ in range(10):
+            with b.create_connection((A, 80), timeout=20) as sock:
+                asked = time.monotonic()
+                sock.sendall(b"req")
+                sock.sendall(b"uest\n")
+                assert sock.recv(100) == b"answer to request\n"
+                best = min(best, time.monotonic() - asked)
+        assert failures == []
+        assert best < 0.008
+
+
+def test_what_was_sent_goes_before_the_reset(one_core: None) -> None:
+    """A close with a linger time of zero, or with bytes unread, resets; what a send has taken leaves first, as on kernel sockets."""
+    def reset(conn: ustack.Socket) -> None:
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    failures: list[BaseException] = []
+    with stacks() as (a, b):
+        listener = a.create_server((A, 80))
+        threading.Thread(target=answer_once, args=(listener, failures, reset), daemon=True).start()
+        for _ in range(30):
+            assert ask_once(b, b"request\n") == b"answer to request\n"
+        assert failures == []
+        assert a.nstat()["TcpOutRsts"] >= 30

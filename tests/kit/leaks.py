@@ -18,6 +18,7 @@ import pytest
 import ustack
 from tests.kit.oracle import decode
 from ustack import Stack, _fastpath
+from ustack.drivers.manual import ManualDriver
 
 #: virtual time that the longest-lived thing may take: an orphan with the largest tcp_retries2, and to spare
 PATIENCE = 10 * 86400 * 1_000_000_000
@@ -60,6 +61,7 @@ class Watch:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.engines: list[Any] = []
         self.stacks: weakref.WeakSet[Stack] = weakref.WeakSet()
+        self.drivers: list[ManualDriver] = []      # of stacks that are garbage before the end, too
         made = _fastpath.Engine
         init, take, run_until = Stack.__init__, Stack.take, Stack.run_until
 
@@ -73,6 +75,7 @@ class Watch:
             if stack.clock is not None:
                 self.engines.append(stack.engine)
                 self.stacks.add(stack)
+                self.drivers.extend(d for d in stack.drivers if isinstance(d, ManualDriver))
 
         def taken(stack: Stack) -> list[Any]:
             return decoded(take(stack))
@@ -88,6 +91,8 @@ class Watch:
     def check(self) -> None:
         for stack in list(self.stacks):
             stack.close()
+        for driver in self.drivers:
+            driver.cancel()
         for engine in self.engines:
             wind_up(engine)
             assert not left(engine), f"left over after everything was closed: {left(engine)}"

@@ -57,10 +57,12 @@ cdef extern from *:
 
 cdef enum:
     SPIN_NS = 20000
+    HOLD_NS = 10000000          # an ACK waits at most about so long for the program's answer
     POSTS = 64                  # blocked calls released at once
     DIRECT_FRAMES = 8           # what a user call writes itself; more is the engine thread's
     DIRECT_BYTES = 65536
-    FEW_PACKETS = 5             # a run of so many is little to do
+    IDLE_NS = 1000000           # a core that has slept within so long is not busy ...
+    FEW_PACKETS = 8             # ... nor is one with so few packets in a millisecond
     CALL_IDLE = 0               # the word a blocked call sleeps on
     CALL_SLEEPS = 1
     CALL_POSTED = 2
@@ -91,10 +93,14 @@ cdef struct shared_t:
     loop_t* loop                # the running engine thread's, NULL: none
     int* words                  # by waiter: what the blocked call sleeps on. Never given back while the engine lives, so a late wake-up harms none
     int yielding                # the engine thread, about to sleep, lets the users' threads on its core run first: it looks again before it sleeps
-    uint32_t crowd              # packets in its last run of batches
+    uint32_t crowd              # packets in the last full millisecond
+    ns_t idle_at                # when the engine thread last slept
     int engine_cpu              # where it runs
+    bint may_hold               # small sends may wait for the engine thread's turn, or the next call
+    uint8_t left                # OWES_PUSH: an earlier call left some
     int user_cpu                # where the last user call was made ...
     ns_t user_at                # ... and when; 0: it blocked
+    ns_t called_at              # ... and when, also if it blocked
 
 
 cdef inline ns_t clock_ns() noexcept nogil:
@@ -128,6 +134,14 @@ cdef inline bint inside_hook(shared_t* s) noexcept:
     return s.in_hook and s.hook_thread == <unsigned long> pthread_self()
 
 
+cdef inline bint writes_itself(shared_t* s) noexcept nogil:
+    """Does a user call write what it has to send? If the engine thread sleeps; if it waits for this core, only while the core is not busy, or else it
+    writes more at once: fewer packets, and the other side is woken less often."""
+    if atomic_load(&s.sleeping) and not atomic_load(&s.yielding):
+        return True
+    return s.user_cpu == s.engine_cpu and (s.crowd <= FEW_PACKETS or s.user_at - s.idle_at < IDLE_NS)
+
+
 cdef inline int acquire(engine_t* e, shared_t* s) except -1:
     """Lock for a user call and set the time. The GIL is held on entry and on return, and nobody ever waits for it while he holds the lock:
     a busy Python thread would stop the packets for milliseconds, and a thread that locks with the GIL held would never end. A hook that runs
@@ -140,8 +154,12 @@ cdef inline int acquire(engine_t* e, shared_t* s) except -1:
                 lock_wait(s)
     if s.real_clock:
         s.user_at = clock_ns()
+        s.called_at = s.user_at
         s.user_cpu = sched_getcpu()
         engine_time(e, s.user_at)
+        e.holds_pushes = s.may_hold and s.user_cpu == s.engine_cpu and (atomic_load(&s.yielding) or not atomic_load(&s.sleeping))
+        e.holds_acks = e.holds_pushes
+        s.left = e.owed_what & OWES_PUSH
     return 0
 
 
@@ -201,17 +219,10 @@ cdef inline bint shown_ready(engine_t* e, shared_t* s) noexcept nogil:
     return False
 
 
-cdef inline bint writes_itself(shared_t* s) noexcept nogil:
-    """Does a user call write what it has to send? If the engine thread sleeps; if it waits for this core, only while there is little to do, or else it
-    writes more at once, which wakes the other side less often."""
-    if atomic_load(&s.sleeping) and not atomic_load(&s.yielding):
-        return True
-    return s.user_cpu == s.engine_cpu and s.crowd <= FEW_PACKETS
-
-
 cdef inline bint sleeper_needed(engine_t* e, shared_t* s) noexcept nogil:
-    """Is there anything for a sleeping engine thread: frames, descriptors to look at, an earlier timer? Under the lock."""
-    return e.tx_n or e.woken or shown_ready(e, s) or (engine_next_bound(e) < s.wake_at and engine_next_timeout(e) < s.wake_at)
+    """Is there anything for a sleeping engine thread: frames, sends that wait, descriptors to look at, an earlier time? Under the lock."""
+    return (e.tx_n or e.woken or e.owed_what & OWES_PUSH or shown_ready(e, s) or (e.n_owed and e.owed_at + HOLD_NS < s.wake_at)
+            or (engine_next_bound(e) < s.wake_at and engine_next_timeout(e) < s.wake_at))
 
 
 cdef inline void wake_sleeper(shared_t* s) noexcept nogil:
@@ -237,7 +248,9 @@ cdef inline void release(engine_t* e, shared_t* s) noexcept nogil:
         if e.woken:
             post_all(&posts)
     note = s.note_fd if note_due(e, s) else -1
-    if e.tx_n and writes_itself(s):
+    if (e.tx_n or s.left) and writes_itself(s):
+        if s.left:
+            engine_settle(e, OWES_PUSH, NS_NEVER)
         l = loop_claim(e, s)
     kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and not atomic_load(&s.yielding) and sleeper_needed(e, s)
     pthread_mutex_unlock(&s.mu)

@@ -56,7 +56,8 @@ cdef struct loop_t:
     uint64_t sleeps
     uint64_t yields
     ns_t shy_until                      # no yields before
-    uint32_t run                        # packets since the thread last looked and found nothing
+    uint32_t run                        # packets since run_at
+    ns_t run_at
     bint alone                          # nobody wanted the core: sleep if there is nothing else to do
     uint64_t helped                     # turns made by users' calls
     uint64_t direct                     # batches written by users' calls
@@ -177,17 +178,19 @@ cdef void receive_steered(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
         l.wake |= shard_receive(l.group, e, r.p, r.len, r.csum, r.gso_size, 0, e.shard, False, now)
 
 
-cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, bint helping, after_t* a) noexcept nogil:
-    """Everything that happens under the lock. helping: on a user's thread."""
+cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, uint8_t due, bint helping, after_t* a) noexcept nogil:
+    """Everything that happens under the lock. due: what of OWES_* does not wait any longer. helping: on a user's thread."""
     cdef engine_t* e = l.e
     cdef shared_t* s = l.s
     cdef uint32_t i
+    cdef ns_t wake
     cdef rxpkt_t* r
     let_in(s)
     pthread_mutex_lock(&s.mu)
     engine_time(e, now)
-    if l.coalesce:
-        engine_batch(e, True)
+    if not helping:
+        engine_settle(e, OWES_PUSH, HOLD_NS)
+    engine_batch(e, l.coalesce)
     if l.n_stages == 0:
         if n > 1:
             for i in range(n):
@@ -208,8 +211,8 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, bint help
             engine_receive(e, l.late[i].data, l.late[i].len, l.late[i].csum, l.late[i].gso_size, now)
     engine_poll(e, now)
     service_pump(e, l.scratch)
-    if l.coalesce:
-        engine_batch(e, False)
+    engine_batch(e, False)
+    engine_settle(e, due, HOLD_NS)
     engine_loop(e)
     a.n_touched = take_ready(e, a.touched)
     a.posts.n = 0
@@ -221,10 +224,12 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, bint help
     if helping:
         a.kick = atomic_load(&s.sleeping) and not atomic_load(&s.yielding) and sleeper_needed(e, s)
     else:
-        if s.wake_at <= now or engine_next_bound(e) < s.wake_at:
-            s.wake_at = engine_next_bound(e)
+        wake = i64_min(engine_next_bound(e), e.owed_at + HOLD_NS if e.n_owed else NS_NEVER)
+        if s.wake_at <= now or wake < s.wake_at:
+            s.wake_at = wake
         if may_sleep and e.ready == 0 and e.woken == 0:
             atomic_swap(&s.sleeping, 1)
+            atomic_swap(&s.yielding, due == OWES_ACK)   # before users' threads, who may take the core at any time, look at it
     pthread_mutex_unlock(&s.mu)
     if l.n_stages:
         for i in range(l.n_late):
@@ -290,7 +295,7 @@ cdef bint loop_help(loop_t* l) noexcept nogil:
     if n == 0:
         pthread_mutex_unlock(&l.drive)
         return False
-    engine_turn(l, n, now, False, True, &after)
+    engine_turn(l, n, now, False, OWES_ACK if atomic_load(&l.s.yielding) else OWES_ALL, True, &after)
     l.helped += 1
     write_batch(l, now)
     pthread_mutex_unlock(&l.drive)
@@ -323,6 +328,7 @@ cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
     l.sleeps += 1
     c_ppoll(p, 2, NULL if t == NS_NEVER else &ts, NULL)
     atomic_swap(&l.s.sleeping, 0)
+    l.s.idle_at = clock_ns()
     if p[0].revents:
         sys_read(l.s.wake_fd, &count, 8)
 
@@ -356,12 +362,20 @@ cdef inline bint shares_core(loop_t* l, ns_t now) noexcept nogil:
             and l.busy == 0 and l.s.user_cpu == l.s.engine_cpu)
 
 
+cdef inline uint8_t what_is_due(loop_t* l, ns_t now, bint sleepy, bint last) noexcept nogil:
+    """OWES_* that do not wait any longer: what the program, on this core, is about to answer does."""
+    if last or l.s.user_cpu != l.s.engine_cpu or now - l.s.called_at > HOLD_NS:
+        return OWES_ALL
+    if shares_core(l, now) and not (sleepy and l.alone):
+        return OWES_ACK
+    return OWES_ALL & ~OWES_UNREAD
+
+
 cdef bint yield_core(loop_t* l) noexcept nogil:
-    """Instead of a sleep (s.sleeping is set): True if others ran, or work came, so that there is no sleep now."""
+    """Instead of a sleep (s.sleeping and s.yielding are set): True if others ran, or work came, so that there is no sleep now."""
     cdef shared_t* s = l.s
     cdef ns_t before = clock_ns()
     cdef ns_t took
-    atomic_swap(&s.yielding, 1)
     sched_yield()
     atomic_swap(&s.yielding, 0)
     took = clock_ns() - before
@@ -393,13 +407,13 @@ cdef inline void take_link(loop_t* l) noexcept nogil:
     pthread_mutex_lock(&l.drive)
 
 
-cdef inline void count_run(loop_t* l, uint32_t n) noexcept nogil:
-    """How much there is to do at a time (shared_t.crowd): packets of the last run of batches."""
+cdef inline void count_run(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
+    """How much there is to do (shared_t.crowd): packets in a millisecond."""
     l.run += n
-    if l.run > l.s.crowd or (n == 0 and l.run):
-        l.s.crowd = l.run
-    if n == 0:
+    if now - l.run_at >= IDLE_NS:
+        l.s.crowd = <uint32_t> (l.run * <ns_t> IDLE_NS // (now - l.run_at))
         l.run = 0
+        l.run_at = now
 
 
 cdef void loop_run(loop_t* l) noexcept nogil:
@@ -410,7 +424,7 @@ cdef void loop_run(loop_t* l) noexcept nogil:
     cdef bint last
     cdef bint sleepy
     cdef after_t after
-    cdef bint yields
+    cdef uint8_t due
     prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)
     while True:
         last = atomic_load(&l.stop) != 0
@@ -436,10 +450,10 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         sleepy = n == 0 and l.inbox == NULL and not last and l.n_late < BATCH
         if l.busy and l.lively and now - l.last_rx < l.busy:
             sleepy = False              # there was other work; go on reading
-        yields = sleepy and not l.alone and shares_core(l, now)
+        due = what_is_due(l, now, sleepy, last)
         l.alone = False
-        count_run(l, n)
-        engine_turn(l, n, now, sleepy, False, &after)
+        count_run(l, n, now)
+        engine_turn(l, n, now, sleepy, due, False, &after)
         l.turns += 1
         if l.wake:
             shards_wake(l.group, l.wake)
@@ -455,7 +469,7 @@ cdef void loop_run(loop_t* l) noexcept nogil:
             return
         if sleepy and l.group != NULL and atomic_load(&l.group.inbox[l.e.shard].n):
             atomic_swap(&l.s.sleeping, 0)       # a message came since we looked
-        if sleepy and yields and atomic_load(&l.s.sleeping) and yield_core(l):
+        if atomic_load(&l.s.yielding) and yield_core(l):
             continue
         if sleepy and atomic_load(&l.s.sleeping):
             t = stages_next(l)
@@ -548,10 +562,12 @@ cdef class Loop:
         with nogil:
             pthread_mutex_lock(&l.s.mu)
             l.s.loop = l
+            l.s.may_hold = l.coalesce
             pthread_mutex_unlock(&l.s.mu)
             loop_run(l)
             pthread_mutex_lock(&l.s.mu)
             l.s.loop = NULL
+            l.s.may_hold = False
             pthread_mutex_unlock(&l.s.mu)
             pthread_mutex_lock(&l.drive)        # users who are at the link leave it
             pthread_mutex_unlock(&l.drive)

@@ -6,9 +6,9 @@
 # are ticks of e.tick here: ato is a whole number of them. Invariant: ICSK_ACK_TIMER is set exactly while TM_DELACK is
 # armed. Called by input and its parts, recvmsg, the engine's timer dispatch.
 #
-# A driver in real time may say that packets come in batches (engine_batch): an ACK that is due at once then waits for the end of the
-# batch, so the segments of a batch share one, and an answer of a built-in service carries it. Segments out of order are acknowledged
-# one by one always. Without engine_batch (virtual time, replay, drill, Engine) there is no such thing.
+# A driver in real time may say that packets come in batches (engine_batch): an ACK that is due at once then waits for engine_settle, so the
+# segments of a batch share one, and an answer carries it. Segments out of order are acknowledged one by one always. Without engine_batch
+# (virtual time, replay, drill, Engine) there is no such thing.
 
 from ustack.core.cc cimport cc_cwnd_event, cc_needs_ecn
 from ustack.core.cwnd cimport CA_EVENT_ECN_IS_CE, CA_EVENT_ECN_NO_CE
@@ -16,8 +16,7 @@ from ustack.core.types cimport (
     REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_DELACK, int64_t, ns_t, seg_t,
     uint16_t, uint32_t, uint8_t,
 )
-from ustack.core.output cimport tcp_send_ack
-from ustack.core.pool cimport pool_gen
+from ustack.core.output cimport tcp_owe, tcp_send_ack
 from ustack.core.rcvq cimport TRUESIZE_HEAD, seg_in_pages, seg_truesize
 from ustack.core.rcvwin cimport (
     RMEM_TO_WIN_SHIFT, TCP_MIN_MSS, TCP_MSS_DEFAULT, __tcp_select_window, tcp_full_space, tcp_grow_window,
@@ -25,12 +24,12 @@ from ustack.core.rcvwin cimport (
 )
 from ustack.core.route cimport sk_rt, sk_rto_min
 from ustack.core.seqno cimport i64_max, i64_min, u32_min
-from ustack.core.access cimport jiffies_up, sk_at, sk_los
+from ustack.core.access cimport jiffies_up, sk_los
 from ustack.core.sock cimport sk_compack_id, sk_reset_delack
-from ustack.core.state cimport ACK_BATCH, engine_t, route_t
+from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpExtDelayedACKs, MIB_TcpExtTCPAckCompressed, mib_add, mib_inc
 from ustack.core.tcb cimport (
-    ICSK_ACK_NOW, ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, ICSK_ACK_SCHED, ICSK_ACK_TIMER, SF_ACK_BATCHED, TCP_ECN_DEMAND_CWR,
+    ICSK_ACK_NOW, ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, ICSK_ACK_SCHED, ICSK_ACK_TIMER, OWES_ACK, OWES_QUICKACK, TCP_ECN_DEMAND_CWR,
     TCP_ECN_OK, TCP_ECN_SEEN, sklos_t, tcb_t,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_deadline, wheel_disarm
@@ -223,31 +222,10 @@ cdef inline void compress_ack_(engine_t* e, tcb_t* sk) noexcept nogil:
     wheel_arm(&e.wheel, sk_compack_id(sk), e.now + delay)
 
 
-cdef inline void tcp_ack_at_once(engine_t* e, tcb_t* sk) noexcept nogil:
-    """Now, or with others at the end of the batch."""
-    if e.ack_batching and sk.ofo_head == 0 and sk.rx_dsack == 0:
-        if sk.sflags & SF_ACK_BATCHED:
-            return
-        if e.n_acks < ACK_BATCH:
-            sk.sflags |= SF_ACK_BATCHED
-            e.acks[e.n_acks] = sk.idx
-            e.n_acks += 1
-            return
-    tcp_send_ack(e, sk)
-
-
-cdef inline void tcp_ack_batch_end(engine_t* e) noexcept nogil:
-    """The batch is over: the ACKs that no data has carried meanwhile."""
-    cdef uint32_t i
-    cdef tcb_t* sk
-    for i in range(e.n_acks):
-        sk = sk_at(e, e.acks[i])
-        if pool_gen(&e.tcb, e.acks[i]) & 1 == 0 or not sk.sflags & SF_ACK_BATCHED:
-            continue                    # gone, its place perhaps taken
-        sk.sflags &= ~<uint32_t> SF_ACK_BATCHED
-        if inet_csk_ack_scheduled(sk):
-            tcp_send_ack(e, sk)
-    e.n_acks = 0
+cdef inline void tcp_ack_at_once(engine_t* e, tcb_t* sk, uint8_t what) noexcept nogil:
+    """Now, or when the batch is settled."""
+    if not (e.holds_acks and sk.ofo_head == 0 and sk.rx_dsack == 0 and tcp_owe(e, sk, what)):
+        tcp_send_ack(e, sk)
 
 
 cdef inline void __tcp_ack_snd_check(engine_t* e, tcb_t* sk, bint ofo_possible) noexcept nogil:
@@ -255,8 +233,11 @@ cdef inline void __tcp_ack_snd_check(engine_t* e, tcb_t* sk, bint ofo_possible) 
     cdef sklos_t* los
     if ((sk.rcv_nxt - sk.rcv_wup > sk.rcv_mss
             and (<int64_t> <uint32_t> (sk.rcv_nxt - sk.copied_seq) < sk.opt.rcvlowat or __tcp_select_window(e, sk) >= sk.rcv_wnd))
-            or tcp_in_quickack_mode(e, sk) or sk.ack_pending & ICSK_ACK_NOW):
-        tcp_ack_at_once(e, sk)
+            or sk.ack_pending & ICSK_ACK_NOW):
+        tcp_ack_at_once(e, sk, OWES_ACK)
+        return
+    if tcp_in_quickack_mode(e, sk):
+        tcp_ack_at_once(e, sk, OWES_QUICKACK)
         return
     if not ofo_possible or sk.ofo_head == 0:
         tcp_send_delayed_ack(e, sk)

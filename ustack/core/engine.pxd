@@ -29,7 +29,8 @@ from ustack.core.wake cimport ev_push, garbage_collect, waiter_timeout
 from ustack.core.state cimport EV_DROP, PORT_PERTURB, engine_t, event_t, frag_t, metrics_t, pmtu_t
 from ustack.core.stats cimport drop_inc
 from ustack.core.tcb cimport CA_EXT_WORDS, CC_CUBIC, sklos_t, skopt_t, tcb_t
-from ustack.core.delack cimport tcp_ack_batch_end, tcp_delack_timer
+from ustack.core.delack cimport tcp_delack_timer
+from ustack.core.output cimport tcp_settle
 from ustack.core.timers cimport tcp_compack_timer, tcp_keepalive_timer, tcp_pace_timer, tcp_write_timer
 from ustack.core.timewait cimport tw_timer
 from ustack.core.tx cimport TXF_LOCAL, tx_len, tx_reset, tx_whole
@@ -319,13 +320,15 @@ cdef inline int engine_receive(engine_t* e, const uint8_t* p, uint32_t n, uint8_
 
 
 cdef inline void engine_batch(engine_t* e, bint begin) noexcept nogil:
-    # Around the packets of a batch and what is served at once (service_pump): ACKs due meanwhile are sent at its end. Optional.
-    if begin:
-        e.ack_batching = 1
-        return
-    e.ack_batching = 0
-    if e.n_acks:
-        tcp_ack_batch_end(e)
+    # Around the packets of a batch and what is served at once (service_pump): ACKs due meanwhile wait for engine_settle. Optional.
+    e.holds_acks = begin
+    e.holds_pushes = 0
+
+
+cdef inline void engine_settle(engine_t* e, uint8_t what, ns_t wait) noexcept nogil:
+    # Of what was held (engine_batch, holds_pushes) these OWES_* go out, as far as nothing else has taken them along; all that has waited so long.
+    if e.owed_what & what or (e.n_owed and e.now - e.owed_at > wait):
+        tcp_settle(e, what, wait)
 
 
 cdef inline int engine_resume(engine_t* e, const uint8_t* p, uint32_t n) noexcept nogil:

@@ -1,13 +1,19 @@
-# What the rest of the core asks of the sender: push, FIN, window probes, loss probe; and the names of the files below it (layer: above writexmit).
+# What the rest of the core asks of the sender: push, what may wait, FIN, window probes, loss probe; and the names of the files below it
+# (layer: above writexmit).
 #
 # RFC 9293 3.8.6.1 (zero window), 3.6 (FIN), RFC 8985 7.3 (loss probe). Facts J3, J10, J11, J12, K1, K2. Linux: the callers' half of tcp_output.c.
 # Whoever is above output cimports everything of the sender from here.
+#
+# What may wait: a driver in real time, whose frames leave a batch at a time anyway, may hold ACKs that are due at once (engine_t.holds_acks) and sends
+# that fill no segment (holds_pushes) until it calls tcp_settle. Meanwhile data takes the ACK along, and a close puts its FIN on the last record.
+# In virtual time nothing waits.
 
 from ustack.core.cwndval cimport tcp_cwnd_restart, tcp_init_cwnd, tcp_slow_start_after_idle_check
 from ustack.core.mss cimport (
     tcp_current_mss, tcp_mss_clamp, tcp_mss_to_mtu, tcp_mtu_to_mss, tcp_mtup_init, tcp_sync_mss, tcp_xmit_size_goal,
 )
 from ustack.core.mtuprobe cimport tcp_mtu_probing
+from ustack.core.pool cimport pool_gen
 from ustack.core.records cimport srec_t
 from ustack.core.retrans cimport (
     __tcp_retransmit_skb, tcp_fragment_rtx, tcp_rearm_rto, tcp_retransmit_skb, tcp_rto_delta,
@@ -18,12 +24,13 @@ from ustack.core.sendq cimport (
 )
 from ustack.core.seqno cimport after, before, between, i64_max, i64_min, u32_min
 from ustack.core.skmem cimport tcp_under_memory_pressure
-from ustack.core.access cimport sk_los, sr_at
-from ustack.core.state cimport engine_t
+from ustack.core.access cimport sk_at, sk_los, sr_at
+from ustack.core.state cimport OWED_MAX, engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPLossProbes, MIB_TcpExtTCPWinProbe, mib_inc
 from ustack.core.syn cimport tcp_connect, tcp_send_synack
 from ustack.core.tcb cimport (
-    ICSK_TIME_NONE, ICSK_TIME_PROBE0, TCP_NAGLE_OFF, TCP_NAGLE_PUSH, TCP_RTO_MAX_DEFAULT_MS, tcb_t,
+    ICSK_ACK_SCHED, ICSK_TIME_NONE, ICSK_TIME_PROBE0, OWES_ACK, OWES_ALL, OWES_PUSH, OWES_QUICKACK, OWES_UNREAD, TCP_NAGLE_OFF,
+    TCP_NAGLE_PUSH, TCP_RTO_MAX_DEFAULT_MS, tcb_t,
 )
 from ustack.core.types cimport (
     NS_PER_MS, TCP_CLOSE, TH_ACK, TH_FIN, TH_PSH, idx_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t,
@@ -84,6 +91,55 @@ cdef inline void tcp_data_snd_check(engine_t* e, tcb_t* sk) noexcept nogil:
     """After an ACK: window may have opened, buffer may have become free."""
     tcp_push_pending_frames(e, sk)
     tcp_check_space(e, sk)
+
+
+# ---- what may wait -------------------------------------------------------------------------------------------------------------------
+cdef inline bint tcp_owe(engine_t* e, tcb_t* sk, uint8_t what) noexcept nogil:
+    """Let an OWES_* wait for tcp_settle. False: there is no room to remember it."""
+    if sk.owes == 0:
+        if e.n_owed == OWED_MAX:
+            return False
+        if e.n_owed == 0:
+            e.owed_at = e.now
+        e.owed[e.n_owed] = sk.idx
+        e.n_owed += 1
+    sk.owes |= what
+    e.owed_what |= what
+    return True
+
+
+cdef inline void tcp_settle_one(engine_t* e, tcb_t* sk, uint8_t what) noexcept nogil:
+    """What of it a socket owes, unless something else has done it meanwhile."""
+    if sk.copied_seq != sk.rcv_nxt and not what & OWES_UNREAD:
+        what &= <uint8_t> ~OWES_QUICKACK
+    what &= sk.owes
+    sk.owes &= <uint8_t> ~what
+    if what & OWES_PUSH:
+        tcp_push_pending_frames(e, sk)
+    if not sk.ack_pending & ICSK_ACK_SCHED:
+        sk.owes &= OWES_PUSH
+    elif what & (OWES_ACK | OWES_QUICKACK):
+        tcp_send_ack(e, sk)
+
+
+cdef inline void tcp_settle(engine_t* e, uint8_t what, ns_t wait) noexcept nogil:
+    """What of it all of them owe, and everything of those who received their last data more than wait ns ago. A socket may be gone by now, its
+    place perhaps taken: then that place owes nothing, or is listed itself."""
+    cdef uint32_t i
+    cdef uint32_t n = e.n_owed
+    cdef tcb_t* sk
+    e.n_owed = 0
+    e.owed_what = 0
+    e.owed_at = e.now
+    for i in range(n):
+        if pool_gen(&e.tcb, e.owed[i]) & 1 == 0:
+            continue
+        sk = sk_at(e, e.owed[i])
+        tcp_settle_one(e, sk, OWES_ALL if e.now - sk.lrcvtime > wait else what)
+        if sk.owes:
+            e.owed[e.n_owed] = sk.idx
+            e.n_owed += 1
+            e.owed_what |= sk.owes
 
 
 # ---- FIN ---------------------------------------------------------------------------------------------------------------------------

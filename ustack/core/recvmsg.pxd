@@ -18,7 +18,7 @@ from ustack.core.ring cimport ring_read
 from ustack.core.seqno cimport after, before
 from ustack.core.access cimport rr_at
 from ustack.core.state cimport engine_t
-from ustack.core.tcb cimport ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, RCV_SHUTDOWN, SF_DONE, SF_URGINLINE, tcb_t
+from ustack.core.tcb cimport ICSK_ACK_PUSHED, ICSK_ACK_PUSHED2, OWES_ACK, OWES_QUICKACK, RCV_SHUTDOWN, SF_DONE, SF_URGINLINE, tcb_t
 from ustack.core.xmit cimport tcp_send_ack
 
 cdef enum:
@@ -58,7 +58,7 @@ cdef inline void tcp_cleanup_rbuf(engine_t* e, tcb_t* sk, int64_t copied) noexce
     cdef uint32_t open
     cdef uint32_t fresh
     if read_acks_(e, sk, copied):
-        tcp_ack_at_once(e, sk)
+        tcp_ack_at_once(e, sk, OWES_ACK if sk.rcv_nxt - sk.rcv_wup > sk.rcv_mss else OWES_QUICKACK)
     elif copied > 0 and not sk.shutdown & RCV_SHUTDOWN:
         open = tcp_receive_window(sk)
         if 2 * open <= sk.window_clamp:

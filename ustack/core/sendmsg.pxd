@@ -9,7 +9,7 @@ from ustack.core.cwndval cimport tcp_slow_start_after_idle_check
 from ustack.core.errq cimport zc_abort, zc_attach, zc_begin, zc_put
 from ustack.core.fastopen_client cimport TFO_CLIENT_ENABLE, fastopen_req_alloc, tcp_free_fastopen_req
 from ustack.core.mss cimport tcp_current_mss, tcp_xmit_size_goal
-from ustack.core.output cimport __tcp_push_pending_frames, tcp_push_one
+from ustack.core.output cimport __tcp_push_pending_frames, tcp_owe, tcp_push_one
 from ustack.core.rate cimport tcp_rate_check_app_limited
 from ustack.core.records cimport srec_t
 from ustack.core.sendq cimport (
@@ -23,8 +23,8 @@ from ustack.core.wake cimport sk_stream_memory_free, sk_write_space
 from ustack.core.state cimport engine_t
 from ustack.core.syn cimport tcp_connect
 from ustack.core.tcb cimport (
-    CHRONO_BUSY, CHRONO_SNDBUF_LIMITED, SEND_SHUTDOWN, SF_NOSPACE, SF_ZEROCOPY, SS_CONNECTED, SS_CONNECTING, SS_UNCONNECTED, TCP_NAGLE_CORK, TCP_NAGLE_PUSH,
-    tcb_t,
+    CHRONO_BUSY, CHRONO_SNDBUF_LIMITED, OWES_PUSH, SEND_SHUTDOWN, SF_NOSPACE, SF_ZEROCOPY, SS_CONNECTED, SS_CONNECTING, SS_UNCONNECTED,
+    TCP_NAGLE_CORK, TCP_NAGLE_PUSH, tcb_t,
 )
 from ustack.core.txstamp cimport tcp_tx_timestamp
 from ustack.core.types cimport (
@@ -56,6 +56,8 @@ cdef inline void tcp_push(engine_t* e, tcb_t* sk, uint32_t flags, uint32_t mss, 
         tcp_mark_push(sk, sr_at(e, i))
     if flags & MSG_OOB:
         sk.snd_up = sk.write_seq
+    elif e.holds_pushes and i == sk.send_head and sr_at(e, i).len < mss and nonagle == sk.nonagle and tcp_owe(e, sk, OWES_PUSH):
+        return
     __tcp_push_pending_frames(e, sk, mss, TCP_NAGLE_CORK if flags & MSG_MORE else nonagle)
 
 

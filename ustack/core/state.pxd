@@ -27,7 +27,7 @@ cdef enum:
     FRAG_HASH = 64
     PORT_PERTURB = 256
     MAX_SHARDS = 16             # engines behind one device
-    ACK_BATCH = 256             # sockets whose ACKs wait for the end of a batch of packets
+    OWED_MAX = 256              # sockets whose ACKs and small sends wait
     RINGS_KEPT = 128
     DST_MEMO = 64
     RTF_LOCAL = 1               # route types, as the destination of a packet of ours or of an incoming one
@@ -263,10 +263,13 @@ cdef struct engine_t:
     const uint8_t* hand         # a datagram that belongs to shard hand_to, for the driver; NULL: none
     uint32_t hand_len
     uint8_t hand_to
-    # ACKs of the batch of packets in process: sockets that owe one at its end (delack.pxd)
-    uint8_t ack_batching
-    uint32_t n_acks
-    idx_t acks[ACK_BATCH]
+    # sockets whose ACK or small send waits for more to come (output.pxd: tcp_owe, tcp_settle)
+    uint8_t holds_acks          # an ACK that is due at once waits: a batch of packets is in process
+    uint8_t holds_pushes        # a send that fills no segment waits: others are ready to go too
+    uint8_t owed_what           # OWES_* of all of them
+    uint32_t n_owed
+    ns_t owed_at                # when they were last looked through
+    idx_t owed[OWED_MAX]
     # sockets whose empty rings have not been given back yet: a queue of kept_n, the next place is kept_at (modulo RINGS_KEPT, a power of two)
     idx_t kept[RINGS_KEPT]
     uint32_t kept_size[RINGS_KEPT]

@@ -64,8 +64,7 @@ cdef enum:
     SF_RECVTOS = 0x8000000
     SF_TIMESTAMP = 0x10000000   # SO_TIMESTAMP
     SF_TIMESTAMPNS = 0x20000000
-    SF_ACK_BATCHED = 0x40000000  # an ACK that was due at once waits for the end of the batch (engine_batch)
-    SF_NO_RINGS = 0x80000000     # discard, chargen: what comes is not kept, what goes is the text of pattern.pxd
+    SF_NO_RINGS = 0x40000000    # discard, chargen: what comes is not kept, what goes is the text of pattern.pxd
     # tcb.sock_state: socket->state of Linux
     SS_UNCONNECTED = 1
     SS_CONNECTING = 2
@@ -88,6 +87,12 @@ cdef enum:
     ICSK_ACK_PUSHED2 = 8
     ICSK_ACK_NOW = 16
     ICSK_ACK_NOMEM = 32
+    # tcb.owes: what waits for tcp_settle (output.pxd)
+    OWES_ACK = 1                # an ACK that is due
+    OWES_QUICKACK = 2           # one that is due only because the connection is young: the answer may carry it
+    OWES_PUSH = 4               # the end of a send call
+    OWES_UNREAD = 8             # not owed by itself: QUICKACK also where the program has not read what came, so that its answer is still to come
+    OWES_ALL = 15
     # tcb.ca_state
     TCP_CA_OPEN = 0
     TCP_CA_DISORDER = 1
@@ -237,6 +242,7 @@ cdef struct tcb_t:
     uint8_t ecn_flags
     uint8_t urg_state           # 0, TCP_URG_NOTYET 0x01, TCP_URG_VALID 0x02, TCP_URG_READ 0x04
     uint8_t urg_byte
+    uint8_t owes                # OWES_*
     ns_t ato
     ns_t lrcvtime
     # ---- 128: receive queue

@@ -18,7 +18,7 @@ from ustack.core.fastopen cimport fastopen_init_key_once
 from ustack.core.hooks cimport HOOK_RESET, hook_connect, hook_connect_t, hook_listen, hook_listen_t, hooked
 from ustack.core.listen cimport accept_pop, listen_start, listen_stop, listener_refuse
 from ustack.core.listenhook cimport ASK_ACCEPT, listenhook
-from ustack.core.output cimport tcp_send_active_reset, tcp_send_fin
+from ustack.core.output cimport tcp_send_active_reset, tcp_send_fin, tcp_settle_one
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.rcvq cimport rcv_queue_flush, rcv_queue_purge
 from ustack.core.recvmsg cimport tcp_inq
@@ -43,7 +43,7 @@ from ustack.core.stats cimport (
 from ustack.core.tcb cimport (
     RCV_SHUTDOWN, SEND_SHUTDOWN, SF_ACCEPTED, SF_DEAD, SF_DONE, SF_FREEBIND, SF_LINGER, SF_NOSPACE, SF_URGINLINE,
     SOCK_BINDADDR_LOCK, SOCK_BINDPORT_LOCK, SS_CONNECTED, SS_CONNECTING, SS_DISCONNECTING, SS_UNCONNECTED, TCP_INFINITE_SSTHRESH,
-    TCP_INIT_CWND, TCP_RTO_MAX_DEFAULT_MS, tcb_t,
+    TCP_INIT_CWND, OWES_PUSH, TCP_RTO_MAX_DEFAULT_MS, tcb_t,
 )
 from ustack.core.timewait cimport tcp_fin_time, tcp_time_wait
 from ustack.core.wheel cimport wheel_arm
@@ -256,6 +256,7 @@ cdef inline int tcp_disconnect(engine_t* e, tcb_t* sk) noexcept nogil:
         listen_stop(e, sk)
         lst_at(e, sk.listener).last_overflow = -1
     if old != TCP_CLOSE:
+        tcp_settle_one(e, sk, OWES_PUSH)
         if tcp_need_reset(old):
             tcp_send_active_reset(e, sk)
             sk.sk_err = E_CONNRESET
@@ -415,6 +416,7 @@ cdef inline ns_t user_close(engine_t* e, tcb_t* sk) noexcept nogil:
         return 0
     if unread:
         mib_inc(&e.stats, MIB_TcpExtTCPAbortOnClose)
+        tcp_settle_one(e, sk, OWES_PUSH)
         sk_set_state(e, sk, TCP_CLOSE)
         tcp_send_active_reset(e, sk)
     elif sk.sflags & SF_LINGER and sk.opt.linger_s == 0:

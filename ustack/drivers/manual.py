@@ -251,10 +251,15 @@ class ManualDriver:
     def start(self) -> None:
         pass
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
+        """Give up every call that still waits (EINTR)."""
         with self._lock:
             for completion in self._pending:
                 completion.cancel()
             self._pending.clear()
+
+    def stop(self) -> None:
+        with self._lock:
+            self.cancel()
             self.collect()
         self.clock.detach(self)
