@@ -20,7 +20,7 @@ from ustack.core.service cimport SVC_CHUNK, SVC_CHARGEN, SVC_DISCARD, SVC_ECHO, 
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport OWES_ALL, tcb_t
 from ustack.core.tx cimport tx_batch_done, tx_batch_free, tx_swap, txbatch_t
-from ustack.core.types cimport CSUM_NONE, CSUM_PARTIAL, TH_ACK, TH_PSH
+from ustack.core.types cimport CSUM_NONE, CSUM_PARTIAL, TH_ACK, TH_FIN, TH_PSH
 from ustack.core.user cimport user_bind, user_listen, user_socket
 from ustack.core.wire cimport get32, put16, put32
 
@@ -58,6 +58,7 @@ ctypedef void (*round_f)(engine_t*, const uint8_t*, uint32_t, uint32_t, uint8_t,
 
 SERVICES = {"chargen": SVC_CHARGEN, "discard": SVC_DISCARD, "echo": SVC_ECHO, "http": SVC_HTTP}
 REQUEST = b"GET / HTTP/1.1\r\nHost: 198.18.0.2\r\n\r\n"
+LAST_REQUEST = b"GET / HTTP/1.1\r\nHost: 198.18.0.2\r\nConnection: close\r\n\r\n"
 
 OPTIMIZED = bool(ustack_optimized)      # counts and times of an -O0 build say nothing
 
@@ -245,6 +246,7 @@ cdef class Stream:
     cdef txbatch_t batch
     cdef uint8_t* scratch
     cdef uint8_t* packets
+    cdef uint64_t who           # the client's number
     cdef uint32_t seq           # the client's
     cdef uint32_t ack
     cdef uint32_t unacked       # payload seen and not yet acknowledged
@@ -254,7 +256,6 @@ cdef class Stream:
     def __cinit__(self, service):
         cdef engine_params_t p
         cdef tcb_t* sk
-        cdef const uint8_t* h
         memset(&p, 0, sizeof(p))
         p.seed = <const uint8_t*>b"bench"
         p.seed_len = 5
@@ -270,17 +271,8 @@ cdef class Stream:
         if sk == NULL or user_bind(self.e, sk, 0, 80) != 0 or user_listen(self.e, sk, 16) != 0:
             raise RuntimeError("no listener")
         service_set(self.e, sk, SERVICES[service])
-        write_syn(self.packets, 1)
-        self.seq = get32(self.packets + 24) + 1
-        round_(self.e, self.packets, LEN, 1, CSUM_NONE, 0, &self.batch, self.scratch)
-        if self.batch.n != 1:
+        if not self.connect(warm_round):
             raise RuntimeError("no SYN-ACK")
-        h = self.batch.tx[0].hdr
-        self.ack = get32(h + 24) + 1
-        tx_batch_done(&self.batch)
-        self.packet(self.packets, TH_ACK, 0)
-        round_(self.e, self.packets, HEAD, 1, CSUM_PARTIAL, 0, &self.batch, self.scratch)
-        self.take()
 
     def __dealloc__(self):
         if self.e != NULL:
@@ -290,9 +282,24 @@ cdef class Stream:
         free(self.scratch)
         free(self.packets)
 
+    cdef bint connect(self, round_f run) noexcept nogil:
+        # The next client's handshake.
+        self.who += 1
+        write_syn(self.packets, self.who)
+        self.seq = get32(self.packets + 24) + 1
+        run(self.e, self.packets, LEN, 1, CSUM_NONE, 0, &self.batch, self.scratch)
+        if self.batch.n != 1:
+            return False
+        self.ack = get32(self.batch.tx[0].hdr + 24) + 1
+        tx_batch_done(&self.batch)
+        self.packet(self.packets, TH_ACK, 0)
+        run(self.e, self.packets, HEAD, 1, CSUM_PARTIAL, 0, &self.batch, self.scratch)
+        self.take()
+        return True
+
     cdef void packet(self, uint8_t* p, uint8_t flags, uint32_t payload) noexcept nogil:
         # The client's next packet at p, with timestamps as in its SYN.
-        write_syn(p, 1)
+        write_syn(p, self.who)
         put16(p + 2, <uint16_t>(HEAD + payload))
         put16(p + 10, 0)
         put16(p + 10, csum_fold(csum_add(p, 20, 0)))
@@ -302,7 +309,7 @@ cdef class Stream:
         p[33] = flags
         put16(p + 34, 0xffff)
         put32(p + 40, 0x0101080a)
-        put32(p + 44, 1001 + <uint32_t>(self.e.now // 1000000))
+        put32(p + 44, <uint32_t>(1000 + self.who + self.e.now // 1000000))
         put32(p + 48, 0)
         self.seq += payload
 
@@ -347,6 +354,28 @@ cdef class Stream:
                 unanswered += self.unacked == 0
                 n -= 1
         assert unanswered == 0, "requests without an answer"
+
+    def visits(self, uint32_t n, bint warm=False):
+        # n clients one after another: connect, one request, its answer with the FIN, the client's FIN.
+        cdef round_f run = <round_f>ustack_opaque(<void*>warm_round if warm else <void*>counted_round)
+        cdef bytes text = LAST_REQUEST
+        cdef uint32_t size = <uint32_t>len(text)
+        cdef const uint8_t* p = text
+        cdef uint64_t frames = self.frames
+        with nogil:
+            for _ in range(n):
+                self.unacked = 0
+                if not self.connect(run):
+                    break
+                self.packet(self.packets, TH_ACK | TH_PSH, size)
+                memcpy(self.packets + HEAD, p, size)
+                run(self.e, self.packets, HEAD + size, 1, CSUM_PARTIAL, 0, &self.batch, self.scratch)
+                self.take()
+                self.ack += self.unacked + 1
+                self.packet(self.packets, TH_ACK | TH_FIN, 0)
+                run(self.e, self.packets, HEAD, 1, CSUM_PARTIAL, 0, &self.batch, self.scratch)
+                self.take()
+        assert self.frames - frames == 2 * n, "not an answer with a FIN, and an ACK"
 
     def acks(self, uint32_t n, bint warm=False):
         # n ACKs, each of two segments, in rounds of as many as there is data for.

@@ -336,6 +336,7 @@ cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
 cdef bint loop_has_work(loop_t* l, ns_t now) noexcept nogil:
     """Without the lock: is there anything to do besides reading the link?"""
     return (atomic_load(&l.stop) != 0 or now >= l.s.wake_at or ustack_peek(&l.e.tx_n) != 0 or ustack_peek(&l.e.ready) != 0
+            or peek8(&l.e.owed_what) & OWES_PUSH
             or (l.group != NULL and atomic_load(&l.group.inbox[l.e.shard].n) != 0))
 
 

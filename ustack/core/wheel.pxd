@@ -165,15 +165,26 @@ cdef inline void wheel_disarm(wheel_t* w, uint32_t id) noexcept nogil:
         wheel_unlink_(w, node)
 
 
+cdef inline void wheel_move_last_(tnode_t* head, uint32_t slot, tnode_t* node, ns_t deadline) noexcept nogil:
+    # A new deadline in the same slot for the timer at its end: a loss probe in place of the retransmission, an interval begun anew.
+    if node.prev == slot or deadline < head.deadline:
+        head.deadline = deadline
+    elif head.deadline == node.deadline:
+        head.deadline = -1
+    node.deadline = deadline
+
+
 cdef inline void wheel_arm(wheel_t* w, uint32_t id, ns_t deadline) noexcept nogil:
     # Arming again counts as a new arming: among equal deadlines the timer goes to the end.
     cdef tnode_t* node = wheel_node(w, id)
-    cdef uint32_t slot
+    cdef uint32_t slot = wheel_slot_(w, deadline)
+    if node.next == slot and slot != WHEEL_DUE:
+        wheel_move_last_(&w.sentinel[slot], slot, node, deadline)
+        return
     if node.next != 0:
         wheel_unlink_(w, node)
     node.deadline = deadline
     w.count += 1
-    slot = wheel_slot_(w, deadline)
     if slot == WHEEL_DUE:
         wheel_insert_due_(w, id, node)
     else:
