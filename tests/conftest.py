@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.kit.leaks import Watch
 
@@ -16,6 +17,9 @@ TESTS = Path(__file__).parent
 Report = pytest.TestReport
 PASSED = pytest.StashKey[bool]()
 CORE = TESTS.parent / "ustack" / "core"
+# How fast examples are made says something about the machine's load and nothing about the project: no test fails for it.
+settings.register_profile("ustack", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ustack")
 REAL_TIME = {"interop"}  # directories whose tests talk to something that runs in real time
 
 
