@@ -34,12 +34,12 @@ def stacks() -> Iterator[tuple[Stack, Stack]]:
         yield a, b
 
 
-def serve(listener: ustack.Socket, failures: list[BaseException]) -> None:
+def each_connection(listener: ustack.Socket, failures: list[BaseException], talk: Callable[[ustack.Socket], None]) -> None:
+    """Until the listener ends: a thread for each connection, which it closes."""
     def handle(conn: ustack.Socket) -> None:
         try:
             with conn:
-                while data := conn.recv(4096):
-                    conn.sendall(data[::-1])
+                talk(conn)
         except BaseException as exc:
             failures.append(exc)
 
@@ -47,6 +47,14 @@ def serve(listener: ustack.Socket, failures: list[BaseException]) -> None:
         while True:
             conn, _ = listener.accept()
             threading.Thread(target=handle, args=(conn,), daemon=True).start()
+
+
+def serve(listener: ustack.Socket, failures: list[BaseException]) -> None:
+    def echo(conn: ustack.Socket) -> None:
+        while data := conn.recv(4096):
+            conn.sendall(data[::-1])
+
+    each_connection(listener, failures, echo)
 
 
 def ask(stack: Stack, who: int, times: int, failures: list[BaseException]) -> None:
@@ -174,25 +182,18 @@ def test_a_call_that_was_woken_late_sleeps_on(one_core: None) -> None:
 
 def answer_once(listener: ustack.Socket, failures: list[BaseException], first: Callable[[ustack.Socket], None] | None = None,
                 then: Callable[[ustack.Socket], None] | None = None) -> None:
-    """A thread for each connection: read the request, answer, close."""
-    def handle(conn: ustack.Socket) -> None:
-        try:
-            with conn:
-                if first is not None:
-                    first(conn)
-                request = b""
-                while not request.endswith(b"\n"):
-                    request += conn.recv(4096)
-                conn.sendall(b"answer to " + request)
-                if then is not None:
-                    then(conn)
-        except BaseException as exc:
-            failures.append(exc)
+    """Read the request, answer, close."""
+    def talk(conn: ustack.Socket) -> None:
+        if first is not None:
+            first(conn)
+        request = b""
+        while not request.endswith(b"\n"):
+            request += conn.recv(4096)
+        conn.sendall(b"answer to " + request)
+        if then is not None:
+            then(conn)
 
-    with contextlib.suppress(OSError):
-        while True:
-            conn, _ = listener.accept()
-            threading.Thread(target=handle, args=(conn,), daemon=True).start()
+    each_connection(listener, failures, talk)
 
 
 def ask_once(stack: Stack, text: bytes) -> bytes:
@@ -284,3 +285,22 @@ def test_what_was_sent_goes_before_the_reset(one_core: None) -> None:
             assert ask_once(b, b"request\n") == b"answer to request\n"
         assert failures == []
         assert a.nstat()["TcpOutRsts"] >= 30
+
+
+def test_more_to_come_stays(one_core: None) -> None:
+    """MSG_MORE: nothing that is sent for other reasons takes the bytes along before the next send."""
+    def halves(conn: ustack.Socket) -> None:
+        conn.recv(100)
+        conn.send(b"first ", socket.MSG_MORE)
+        time.sleep(0.02)
+        conn.send(b"second")
+
+    failures: list[BaseException] = []
+    with stacks() as (a, b):
+        listener = a.create_server((A, 80))
+        threading.Thread(target=each_connection, args=(listener, failures, halves), daemon=True).start()
+        for _ in range(10):
+            with b.create_connection((A, 80), timeout=20) as sock:
+                sock.sendall(b"request")
+                assert sock.recv(100) == b"first second"
+        assert failures == []

@@ -250,7 +250,7 @@ cdef inline void release(engine_t* e, shared_t* s) noexcept nogil:
     note = s.note_fd if note_due(e, s) else -1
     if (e.tx_n or s.left) and writes_itself(s):
         if s.left:
-            engine_settle(e, OWES_PUSH, NS_NEVER)
+            engine_settle(e, OWES_PUSH, HOLD_NS)
         l = loop_claim(e, s)
     kick = s.wake_fd >= 0 and atomic_load(&s.sleeping) and not atomic_load(&s.yielding) and sleeper_needed(e, s)
     pthread_mutex_unlock(&s.mu)

@@ -102,6 +102,7 @@ cdef inline bint tcp_owe(engine_t* e, tcb_t* sk, uint8_t what) noexcept nogil:
         if e.n_owed == 0:
             e.owed_at = e.now
         e.owed[e.n_owed] = sk.idx
+        e.owed_since[e.n_owed] = e.now
         e.n_owed += 1
     sk.owes |= what
     e.owed_what |= what
@@ -123,8 +124,8 @@ cdef inline void tcp_settle_one(engine_t* e, tcb_t* sk, uint8_t what) noexcept n
 
 
 cdef inline void tcp_settle(engine_t* e, uint8_t what, ns_t wait) noexcept nogil:
-    """What of it all of them owe, and everything of those who received their last data more than wait ns ago. A socket may be gone by now, its
-    place perhaps taken: then that place owes nothing, or is listed itself."""
+    """What of it all of them owe, and everything of those who have owed something for more than wait ns. A socket may be gone by now, its place
+    perhaps taken: then that place owes nothing, or is listed itself."""
     cdef uint32_t i
     cdef uint32_t n = e.n_owed
     cdef tcb_t* sk
@@ -135,9 +136,10 @@ cdef inline void tcp_settle(engine_t* e, uint8_t what, ns_t wait) noexcept nogil
         if pool_gen(&e.tcb, e.owed[i]) & 1 == 0:
             continue
         sk = sk_at(e, e.owed[i])
-        tcp_settle_one(e, sk, OWES_ALL if e.now - sk.lrcvtime > wait else what)
+        tcp_settle_one(e, sk, OWES_ALL if e.now - e.owed_since[i] > wait else what)
         if sk.owes:
             e.owed[e.n_owed] = sk.idx
+            e.owed_since[e.n_owed] = e.owed_since[i]
             e.n_owed += 1
             e.owed_what |= sk.owes
 

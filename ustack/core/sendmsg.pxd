@@ -56,7 +56,7 @@ cdef inline void tcp_push(engine_t* e, tcb_t* sk, uint32_t flags, uint32_t mss, 
         tcp_mark_push(sk, sr_at(e, i))
     if flags & MSG_OOB:
         sk.snd_up = sk.write_seq
-    elif e.holds_pushes and i == sk.send_head and sr_at(e, i).len < mss and nonagle == sk.nonagle and tcp_owe(e, sk, OWES_PUSH):
+    elif e.holds_pushes and not flags & MSG_MORE and i == sk.send_head and sr_at(e, i).len < mss and nonagle == sk.nonagle and tcp_owe(e, sk, OWES_PUSH):
         return
     __tcp_push_pending_frames(e, sk, mss, TCP_NAGLE_CORK if flags & MSG_MORE else nonagle)
 

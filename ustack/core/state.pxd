@@ -264,12 +264,13 @@ cdef struct engine_t:
     uint32_t hand_len
     uint8_t hand_to
     # sockets whose ACK or small send waits for more to come (output.pxd: tcp_owe, tcp_settle)
-    uint8_t holds_acks          # an ACK that is due at once waits: a batch of packets is in process
-    uint8_t holds_pushes        # a send that fills no segment waits: others are ready to go too
+    uint8_t holds_acks          # an ACK that is due at once waits
+    uint8_t holds_pushes        # a send that fills no segment does
     uint8_t owed_what           # OWES_* of all of them
     uint32_t n_owed
     ns_t owed_at                # when they were last looked through
     idx_t owed[OWED_MAX]
+    ns_t owed_since[OWED_MAX]
     # sockets whose empty rings have not been given back yet: a queue of kept_n, the next place is kept_at (modulo RINGS_KEPT, a power of two)
     idx_t kept[RINGS_KEPT]
     uint32_t kept_size[RINGS_KEPT]
