@@ -48,10 +48,16 @@ cdef extern from *:
     #else
     enum { ustack_optimized = 0 };
     #endif
+    #ifdef USTACK_PGO
+    enum { ustack_profiled = 1 };
+    #else
+    enum { ustack_profiled = 0 };
+    #endif
     /* A function as a value that the compiler knows nothing about: it cannot be inlined. */
     static void *ustack_opaque(void *p) { __asm__ volatile("" : "+r"(p)); return p; }
     """
     const int ustack_optimized
+    const int ustack_profiled
     void* ustack_opaque(void*) noexcept nogil
 
 ctypedef void (*round_f)(engine_t*, const uint8_t*, uint32_t, uint32_t, uint8_t, uint32_t, txbatch_t*, uint8_t*) noexcept nogil
@@ -61,6 +67,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: 198.18.0.2\r\n\r\n"
 LAST_REQUEST = b"GET / HTTP/1.1\r\nHost: 198.18.0.2\r\nConnection: close\r\n\r\n"
 
 OPTIMIZED = bool(ustack_optimized)      # counts and times of an -O0 build say nothing
+PROFILED = bool(ustack_profiled)        # those of a USTACK_PGO=1 build hang on its training run
 
 
 cdef inline int64_t cpu_ns() noexcept nogil:

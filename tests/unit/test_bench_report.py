@@ -84,6 +84,16 @@ def test_a_row_of_ustack_alone_is_replaced() -> None:
     assert merge(result(ustack=80), result(ustack=40))["work"]["figures"]["ustack"]["median"] == 40
 
 
+def test_the_document_says_how_ustack_was_built() -> None:
+    from harness.document import built
+
+    rows: dict[str, Any] = {"old": {"taken": {}}, "new": {"taken": {"profiled": True}}}
+    assert built({"rows": rows}).endswith("with plain -O2: old.")
+    rows["new"]["taken"]["profiled"] = False
+    assert "without a profile" in built({"rows": rows})
+    assert built({"rows": {"new": {"taken": {"profiled": True}}}}) == "The figures are of a profile-guided build."
+
+
 def test_what_must_hold_is_said_in_both_outputs() -> None:
     from harness import document, tables
 

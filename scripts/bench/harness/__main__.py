@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     ask.add_argument("--client-cpu", type=int, default=1)
     ask.add_argument("--json", type=Path, metavar="FILE", help="write the results there; rows and peers measured before stay")
     ask.add_argument("--plots", type=Path, metavar="DIR", help="draw the results there (SVG; matplotlib)")
-    ask.add_argument("--ustack", type=Path, metavar="DIR", help="measure the built ustack of this folder instead of building one at -O2")
+    ask.add_argument("--ustack", type=Path, metavar="DIR", help="measure the built ustack of this folder instead of building one (USTACK_PGO=1)")
     return ask.parse_args()
 
 
@@ -92,7 +92,8 @@ def main() -> int:
             say(f"{peer.name} does not build: {exc}")
             failures.append(f"{peer.name} does not build")
     facts = machine_facts()
-    taken = {"date": facts.pop("date"), "commit": facts.pop("commit"), "rounds": rounds, "seconds": plan.seconds, "quick": args.quick}
+    taken = {"date": facts.pop("date"), "commit": facts.pop("commit"), "rounds": rounds, "seconds": plan.seconds, "quick": args.quick,
+             "profiled": machine.ustack is not None and build.profiled(machine.ustack)}
     before = json.loads(args.json.read_text()) if args.json and args.json.exists() else {"peers": {}, "rows": {}}
     out: dict[str, Any] = {"machine": facts, "peers": {**before["peers"], **{p.name: {"title": p.title, "version": p.version} for p in taking}}}
     start = time.monotonic()

@@ -1,7 +1,7 @@
 """docs/performance.md from the results and a template of hand-written explanations.
 
-In the template, {{machine}}, {{must}}, {{peers}}, {{behind}}, {{growth}}, {{instructions}}, {{where}} stand for tables and lists of figures,
-{{value ROW PEER KEY}} for one figure (KEY: median, best, cpu_ns, p99_us, ...), {{include FILE}} for a file beside the result.
+In the template, {{machine}}, {{built}}, {{must}}, {{peers}}, {{behind}}, {{growth}}, {{instructions}}, {{where}} stand for tables and lists of
+figures, {{value ROW PEER KEY}} for one figure (KEY: median, best, cpu_ns, p99_us, ...), {{include FILE}} for a file beside the result.
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ def machine(results: dict[str, Any]) -> str:
     if quick:
         text += f" Preliminary, from a quick run (200,000 half-open connections where a million is said): {', '.join(quick)}."
     return text
+
+
+def built(results: dict[str, Any]) -> str:
+    """How the ustack was built that was measured; rows can be from runs with different builds."""
+    rows = results["rows"].items()
+    plain = [name for name, row in rows if not row["taken"].get("profiled")]
+    if not plain:
+        return "The figures are of a profile-guided build."
+    if len(plain) == len(rows):
+        return "The figures kept here are of builds without a profile (plain -O2)."
+    return f"The figures are of a profile-guided build, but for rows that were measured before, with plain -O2: {', '.join(plain)}."
 
 
 def _ratio(row: dict[str, Any], to: str) -> list[str]:
@@ -122,9 +133,9 @@ def render(template: str, results: dict[str, Any], kept: dict[str, Any], what: d
         if words[0] == "include":
             path = beside / words[1]
             return path.read_text().strip() if path.exists() else ""
-        tables = {"machine": lambda: machine(results), "must": lambda: must(results), "peers": lambda: peers(results),
-                  "behind": lambda: behind(results), "growth": lambda: growth(results), "instructions": lambda: instructions(kept, what),
-                  "where": lambda: where(kept, what)}
+        tables = {"machine": lambda: machine(results), "built": lambda: built(results), "must": lambda: must(results),
+                  "peers": lambda: peers(results), "behind": lambda: behind(results), "growth": lambda: growth(results),
+                  "instructions": lambda: instructions(kept, what), "where": lambda: where(kept, what)}
         return tables[words[0]]()
     return _PLACE.sub(place, template)
 

@@ -1,0 +1,1 @@
+"""The profile-guided build: see build.py and train.py."""
