@@ -1,4 +1,4 @@
-"""The profile-guided build (USTACK_PGO=1): what it refuses, its training program on an ordinary build. The whole of it: tests/interop/test_pgo_build.py."""
+"""The profile-guided build (USTACK_PGO=1): what it refuses, and its training program on an ordinary build (whole: interop/test_pgo_build.py)."""
 
 from __future__ import annotations
 
