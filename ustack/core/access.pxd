@@ -4,7 +4,7 @@
 
 from libc.string cimport memcmp, memcpy, memset
 
-from ustack.core.types cimport NS_NEVER, REF_MASK, REF_SHIFT, idx_t, int64_t, ns_t, ref_t, uint16_t, uint32_t, uint64_t, uint8_t
+from ustack.core.types cimport NS_NEVER, REF_MASK, REF_SHIFT, idx_t, int64_t, ns_t, ref_t, uint16_t, uint32_t, uint64_t, uint8_t, unlikely
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen, pool_index
 from ustack.core.records cimport group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, waiter_t
 from ustack.core.state cimport engine_t
@@ -148,7 +148,7 @@ ctypedef void (*cc_gone_t)(engine_t*, tcb_t*) noexcept nogil
 
 cdef inline void sk_set_cc(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
     """Change tcb.cc, and the private state with it; the new one is zero. A registered module that still works here is released."""
-    if sk.ca_initialized and e.cc_gone != NULL:
+    if sk.ca_initialized and unlikely(e.cc_gone != NULL):
         (<cc_gone_t> e.cc_gone)(e, sk)
     if sk.cc >= CC_BBR:
         pool_free(&e.ca, pool_index(&e.ca, <void*> sk.ca_priv[0]))

@@ -9,8 +9,8 @@
 from libc.string cimport memset
 
 from ustack.core.types cimport (
-    DROP_TCP_ACK_UNSENT_DATA, DROP_TCP_TOO_OLD_ACK, TH_CWR, TH_ECE, TH_SYN, idx_t, int64_t, ns_t, seg_t, uint8_t, uint32_t,
-    uint64_t,
+    DROP_TCP_ACK_UNSENT_DATA, DROP_TCP_TOO_OLD_ACK, TH_CWR, TH_ECE, TH_SYN, idx_t, int64_t, ns_t, seg_t, uint8_t,
+    uint32_t, uint64_t, likely, unlikely,
 )
 from ustack.core.cc cimport (
     cc_cong_avoid, cc_cong_control, cc_has_cong_control, cc_in_ack_event, cc_init, cc_pkts_acked, tcp_cwnd_reduction,
@@ -116,7 +116,7 @@ cdef inline void tcp_replace_ts_recent(engine_t* e, tcb_t* sk, uint32_t seq) noe
 # ---- ECN ---------------------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_ecn_accept_cwr(tcb_t* sk, const seg_t* s) noexcept nogil:
     """The peer has reduced its window: stop echoing. It may be down to one packet, so data with CWR is acknowledged at once."""
-    if s.flags & TH_CWR and sk.ecn_flags & TCP_ECN_OK:
+    if unlikely(s.flags & TH_CWR) and sk.ecn_flags & TCP_ECN_OK:
         sk.ecn_flags &= ~<uint8_t> TCP_ECN_DEMAND_CWR
         if s.seq != s.end_seq:
             sk.ack_pending |= ICSK_ACK_NOW
@@ -138,7 +138,7 @@ cdef inline uint32_t tcp_tso_acked(engine_t* e, tcb_t* sk, idx_t i) noexcept nog
 cdef inline void tcp_clean_one(engine_t* e, tcb_t* sk, srec_t* r, uint8_t sacked, uint32_t start, uint32_t pcount, bint ece_ack, sack_state_t* state,
                                clean_t* c) noexcept nogil:
     """Account for pcount packets, beginning at start, that the cumulative ACK covers."""
-    if sacked & SR_ANY_RETRANS:
+    if unlikely(sacked & SR_ANY_RETRANS):
         if sacked & SR_RETRANS:
             sk.retrans_out -= pcount
         c.flag |= FLAG_RETRANS_DATA_ACKED
@@ -151,18 +151,18 @@ cdef inline void tcp_clean_one(engine_t* e, tcb_t* sk, srec_t* r, uint8_t sacked
             c.reord = start
         if not after(r.end_seq, sk.high_seq):
             c.flag |= FLAG_ORIG_SACK_ACKED
-    if sacked & SR_SACKED:
+    if unlikely(sacked & SR_SACKED):
         sk.sacked_out -= pcount
     elif tcp_is_sack(sk):
         tcp_count_delivered(sk, pcount, ece_ack)
         if not tcp_skb_spurious_retrans(e, sk, r):
             tcp_rack_advance(e, sk, sacked, r.end_seq, r.tx_time)
-    if sacked & SR_LOST:
+    if unlikely(sacked & SR_LOST):
         sk.lost_out -= pcount
     sk.packets_out -= pcount
     c.pkts_acked += pcount
     tcp_rate_skb_delivered(sk, r, state.rate)
-    if r.flags & TH_SYN:
+    if unlikely(r.flags & TH_SYN):
         # Our SYN is no data: it must not open the window, and its retransmission does not belong to the transfer.
         c.flag |= FLAG_SYN_ACKED
         sk.retrans_stamp = 0
@@ -180,7 +180,7 @@ cdef inline void tcp_clean_walk(engine_t* e, tcb_t* sk, uint32_t prior_snd_una, 
     while i:
         r = sr_at(e, i)
         start = r.seq
-        if after(r.end_seq, sk.snd_una):
+        if unlikely(after(r.end_seq, sk.snd_una)):
             if r.pcount == 1 or not after(sk.snd_una, r.seq):
                 return
             pcount = tcp_tso_acked(e, sk, i)
@@ -190,9 +190,9 @@ cdef inline void tcp_clean_walk(engine_t* e, tcb_t* sk, uint32_t prior_snd_una, 
         else:
             pcount = r.pcount
         tcp_clean_one(e, sk, r, r.sacked, start, pcount, ece_ack, state, c)
-        if r.tstamp_flags:
+        if unlikely(r.tstamp_flags):
             tcp_ack_tstamp(e, sk, r, prior_snd_una)
-        if not c.fully_acked:
+        if unlikely(not c.fully_acked):
             return
         sq_unlink_free(e, sk, i)
         i = sq_rtx_head(sk)
@@ -217,7 +217,7 @@ cdef inline bint tcp_clean_rtt(engine_t* e, tcb_t* sk, uint32_t prior_sacked, ui
         ca_rtt_us = tcp_stamp_us_delta(now, us_of(c.last_ackt))
         if tcp_ack_was_delayed(sk, c, prior_sacked, prior_snd_una, state):
             c.flag |= FLAG_ACK_MAYBE_DELAYED
-    if state.has_sackt:
+    if unlikely(state.has_sackt):
         sack_rtt_us[0] = tcp_stamp_us_delta(now, us_of(state.first_sackt))
         ca_rtt_us = tcp_stamp_us_delta(now, us_of(state.last_sackt))
     return tcp_ack_update_rtt(e, sk, c.flag, seq_rtt_us, sack_rtt_us[0], ca_rtt_us, state.rate)
@@ -226,14 +226,14 @@ cdef inline bint tcp_clean_rtt(engine_t* e, tcb_t* sk, uint32_t prior_sacked, ui
 cdef inline void tcp_clean_acked(engine_t* e, tcb_t* sk, uint32_t prior_fack, bint ece_ack, clean_t* c) noexcept nogil:
     """Something new was acknowledged."""
     c.flag |= FLAG_SET_XMIT_TIMER
-    if sk.mtup_probe_size and not after(sk.los.mtup_probe_seq_end, sk.snd_una):
+    if unlikely(sk.mtup_probe_size) and not after(sk.los.mtup_probe_seq_end, sk.snd_una):
         tcp_mtup_probe_success(e, sk)
     if tcp_is_reno(sk):
         tcp_remove_reno_sacks(e, sk, <int> c.pkts_acked, ece_ack)
         # Without SACK nothing shows that it was not the retransmission that made the progress.
         if c.flag & FLAG_RETRANS_DATA_ACKED:
             c.flag &= ~FLAG_ORIG_SACK_ACKED
-    elif before(c.reord, prior_fack):
+    elif unlikely(before(c.reord, prior_fack)):
         tcp_check_sack_reordering(e, sk, c.reord, False)
 
 
@@ -255,12 +255,12 @@ cdef inline int tcp_clean_rtx_queue(engine_t* e, tcb_t* sk, uint32_t prior_fack,
         tcp_chrono_stop(e, sk, CHRONO_BUSY)
         if sk.sq_head == 0 and sk.snd.size:
             sk_rings_idle(e, sk)
-    elif sr_at(e, head).sacked & SR_SACKED:
+    elif unlikely(sr_at(e, head).sacked & SR_SACKED):
         c.flag |= FLAG_SACK_RENEGING
     if between(sk.snd_up, prior_snd_una, sk.snd_una):
         sk.snd_up = sk.snd_una
     rtt_update = tcp_clean_rtt(e, sk, prior_sacked, prior_snd_una, state, &c, &sack_rtt_us)
-    if c.flag & FLAG_ACKED:
+    if likely(c.flag & FLAG_ACKED):
         tcp_clean_acked(e, sk, prior_fack, ece_ack, &c)
     elif (head != 0 and rtt_update and sack_rtt_us >= 0
             and sack_rtt_us > <int64_t> tcp_stamp_us_delta(tcp_mstamp(e), us_of(sr_at(e, head).tx_time))):
@@ -301,14 +301,14 @@ cdef inline bint tcp_ack_is_dubious(tcb_t* sk, int flag) noexcept nogil:
 
 cdef inline bint tcp_may_raise_cwnd(engine_t* e, tcb_t* sk, int flag) noexcept nogil:
     """With more reordering than usual, SACKed packets count as progress too, or the window would stall until the hole is filled."""
-    if <int64_t> sk.reordering > e.cfg.tcp_reordering:
+    if unlikely(<int64_t> sk.reordering > e.cfg.tcp_reordering):
         return (flag & FLAG_FORWARD_PROGRESS) != 0
     return (flag & FLAG_DATA_ACKED) != 0
 
 
 cdef inline void tcp_cong_control(engine_t* e, tcb_t* sk, uint32_t ack, uint32_t acked_sacked, int flag, const rate_sample_t* rs) noexcept nogil:
     """The window's turn, once all is known about this ACK."""
-    if cc_has_cong_control(e, sk):
+    if unlikely(cc_has_cong_control(e, sk)):
         cc_cong_control(e, sk, ack, <uint32_t> flag, rs)
         return
     if tcp_in_cwnd_reduction(sk):
@@ -372,7 +372,7 @@ cdef inline int tcp_ack_no_queue(engine_t* e, tcb_t* sk, const seg_t* s, int fla
     """Nothing was out: only the window and D-SACKs matter."""
     cdef int rexmit = REXMIT_NONE
     tcp_in_ack_event(e, sk, flag)
-    if flag & FLAG_DSACKING_ACK:
+    if unlikely(flag & FLAG_DSACKING_ACK):
         tcp_fastretrans_alert(e, sk, prior_snd_una, 0, &flag, &rexmit)
         tcp_newly_delivered(e, sk, delivered, flag)
     tcp_ack_probe(e, sk)
@@ -394,7 +394,7 @@ cdef inline int tcp_ack_advance(engine_t* e, tcb_t* sk, const seg_t* s, int flag
     else:
         mib_inc(&e.stats, MIB_TcpExtTCPPureAcks)
     flag |= tcp_ack_update_window(e, sk, s)
-    if s.n_sack and tcp_is_sack(sk):
+    if unlikely(s.n_sack) and tcp_is_sack(sk):
         flag |= tcp_sacktag_write_queue(e, sk, s, prior_snd_una, state)
     if tcp_ecn_rcv_ecn_echo(sk, s):
         flag |= FLAG_ECE
@@ -413,7 +413,7 @@ cdef inline int tcp_ack_process(engine_t* e, tcb_t* sk, const seg_t* s, int flag
     tcp_in_ack_event(e, sk, flag)
     if sk.tlp_high_seq:
         tcp_process_tlp_ack(e, sk, s.ack, flag)
-    if tcp_ack_is_dubious(sk, flag):
+    if unlikely(tcp_ack_is_dubious(sk, flag)):
         if not flag & (FLAG_SND_UNA_ADVANCED | FLAG_NOT_DUP | FLAG_DSACKING_ACK):
             num_dupack = 1
         tcp_fastretrans_alert(e, sk, prior_snd_una, num_dupack, &flag, &rexmit)
@@ -441,7 +441,7 @@ cdef inline int tcp_ack(engine_t* e, tcb_t* sk, const seg_t* s, int flag) noexce
     memset(&rs, 0, sizeof(rate_sample_t))
     memset(&state, 0, sizeof(sack_state_t))
     state.rate = &rs
-    if before(s.ack, prior_snd_una):
+    if unlikely(before(s.ack, prior_snd_una)):
         # RFC 5961 5.2: a blind attacker's guess lies further back than any ACK that can still be under way.
         reach = sk.max_window if sk.max_window < sk.bytes_acked else sk.bytes_acked
         if before(s.ack, prior_snd_una - <uint32_t> reach):
@@ -449,7 +449,7 @@ cdef inline int tcp_ack(engine_t* e, tcb_t* sk, const seg_t* s, int flag) noexce
                 tcp_send_challenge_ack(e, sk)
             return -DROP_TCP_TOO_OLD_ACK
         return tcp_ack_old(e, sk, s, flag, &state, delivered)
-    if after(s.ack, sk.snd_nxt):
+    if unlikely(after(s.ack, sk.snd_nxt)):
         if not flag & FLAG_NO_CHALLENGE_ACK:
             tcp_send_challenge_ack(e, sk)
         return -DROP_TCP_ACK_UNSENT_DATA
@@ -473,7 +473,7 @@ cdef inline int tcp_ack(engine_t* e, tcb_t* sk, const seg_t* s, int flag) noexce
 # ---- the transfer begins -------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_init_congestion(engine_t* e, tcb_t* sk, bint passive) noexcept nogil:
     """Initial window: one packet if more than one SYN(-ACK) was lost for real (facts D11), else the route's or 10."""
-    if sk.los.total_retrans > 1 and sk.undo_marker:
+    if unlikely(sk.los.total_retrans > 1) and sk.undo_marker:
         sk.snd_cwnd = 1
     else:
         sk.snd_cwnd = tcp_init_cwnd(e, sk)

@@ -7,12 +7,13 @@ from ustack.core.state cimport engine_t
 from ustack.core.stats cimport MIB_TcpExtTCPAOBad, MIB_TcpExtTCPMD5Unexpected, mib_inc
 from ustack.core.types cimport (
     DROP_NONE, DROP_TCP_AOFAILURE, DROP_TCP_AUTH_HDR, DROP_TCP_MD5UNEXPECTED, OPT_AO, OPT_AUTH_BAD, OPT_MD5, seg_t,
+    likely,
 )
 
 
 cdef inline int auth_fault(engine_t* e, const seg_t* s, bint half_open) noexcept nogil:
     """Why the segment is refused, or DROP_NONE. An AO signature goes unread, as in a kernel without AO, but no half-open connection agreed on one."""
-    if not s.opts & (OPT_MD5 | OPT_AO | OPT_AUTH_BAD):
+    if likely(not s.opts & (OPT_MD5 | OPT_AO | OPT_AUTH_BAD)):
         return DROP_NONE
     if s.opts & OPT_AUTH_BAD:
         return DROP_TCP_AUTH_HDR

@@ -9,7 +9,7 @@
 from libc.string cimport strlen, strncmp
 
 from ustack.core.access cimport sk_ca_clear, sk_set_cc
-from ustack.core.types cimport E_EXIST, E_INVAL, E_NOENT, E_NOSPC, TCP_CLOSE, TCP_LISTEN, uint8_t, uint32_t, uint64_t
+from ustack.core.types cimport E_EXIST, E_INVAL, E_NOENT, E_NOSPC, TCP_CLOSE, TCP_LISTEN, uint8_t, uint32_t, uint64_t, likely, unlikely
 from ustack.core.cc_bbr cimport (
     bbr_cong_control, bbr_cwnd_event, bbr_init, bbr_min_tso_segs, bbr_set_state, bbr_ssthresh, bbr_undo_cwnd,
 )
@@ -105,7 +105,7 @@ cdef inline void cc_init(engine_t* e, tcb_t* sk) noexcept nogil:
     """tcp_init_congestion_control: the module starts on a connection."""
     cdef const cc_ops_t* ops
     sk.prior_ssthresh = 0
-    if sk.cc == CC_CUBIC:
+    if likely(sk.cc == CC_CUBIC):
         cubic_init(e, sk)
     elif sk.cc == CC_BBR:
         bbr_init(e, sk)
@@ -161,7 +161,7 @@ cdef inline int cc_assign(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
 
 cdef inline void cc_inherit(engine_t* e, tcb_t* child, uint8_t route_cc) noexcept nogil:
     """tcp_ca_openreq_child: the route's choice (CC_* + 1, 0 = none), else the listener's if it was set by the user, else the default."""
-    if route_cc != 0:
+    if unlikely(route_cc != 0):
         sk_set_cc(e, child, route_cc - 1)
         child.cc_user = 1
     elif not child.cc_user:
@@ -182,7 +182,7 @@ cdef inline uint32_t cc_ssthresh(engine_t* e, tcb_t* sk) noexcept nogil:
 
 
 cdef inline void cc_cong_avoid(engine_t* e, tcb_t* sk, uint32_t ack, uint32_t acked) noexcept nogil:
-    if sk.cc == CC_CUBIC:
+    if likely(sk.cc == CC_CUBIC):
         cubic_cong_avoid(e, sk, acked)
     elif sk.cc >= CC_USER:
         if cc_ops_of(e, sk.cc).cong_avoid != NULL:
@@ -194,7 +194,7 @@ cdef inline void cc_cong_avoid(engine_t* e, tcb_t* sk, uint32_t ack, uint32_t ac
 
 cdef inline bint cc_has_cong_control(engine_t* e, tcb_t* sk) noexcept nogil:
     """Does the module set window and rate by itself?"""
-    if sk.cc >= CC_USER:
+    if unlikely(sk.cc >= CC_USER):
         return cc_ops_of(e, sk.cc).cong_control != NULL
     return sk.cc == CC_BBR
 
@@ -216,7 +216,7 @@ cdef inline void cc_set_state(engine_t* e, tcb_t* sk, uint8_t state) noexcept no
 
 
 cdef inline void cc_cwnd_event(engine_t* e, tcb_t* sk, int event) noexcept nogil:
-    if sk.cc == CC_CUBIC:
+    if likely(sk.cc == CC_CUBIC):
         cubic_cwnd_event(e, sk, event)
     elif sk.cc == CC_BBR:
         bbr_cwnd_event(e, sk, event)
@@ -225,12 +225,12 @@ cdef inline void cc_cwnd_event(engine_t* e, tcb_t* sk, int event) noexcept nogil
 
 
 cdef inline void cc_in_ack_event(engine_t* e, tcb_t* sk, uint32_t flags) noexcept nogil:
-    if sk.cc >= CC_USER and cc_ops_of(e, sk.cc).in_ack_event != NULL:
+    if unlikely(sk.cc >= CC_USER) and cc_ops_of(e, sk.cc).in_ack_event != NULL:
         cc_ops_of(e, sk.cc).in_ack_event(e, sk, flags)
 
 
 cdef inline void cc_pkts_acked(engine_t* e, tcb_t* sk, const ack_sample_t* sample) noexcept nogil:
-    if sk.cc == CC_CUBIC:
+    if likely(sk.cc == CC_CUBIC):
         cubic_pkts_acked(e, sk, sample.rtt_us)
     elif sk.cc >= CC_USER and cc_ops_of(e, sk.cc).pkts_acked != NULL:
         cc_ops_of(e, sk.cc).pkts_acked(e, sk, sample)

@@ -8,7 +8,7 @@
 
 from libc.string cimport memset
 
-from ustack.core.types cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from ustack.core.types cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, likely
 from ustack.core.cwnd cimport (
     CA_EVENT_TX_START, jiffies_at, tcp_cong_avoid_ai, tcp_hz, tcp_in_slow_start, tcp_is_cwnd_limited, tcp_jiffies32, tcp_mstamp, tcp_slow_start,
 )
@@ -275,7 +275,7 @@ cdef inline void cubic_pkts_acked(engine_t* e, tcb_t* sk, int64_t rtt_us) noexce
         return
     if after(sk.snd_una, ca.end_seq):
         cubic_hystart_reset(e, sk)
-    if sk.snd_cwnd < <uint32_t> e.cfg.cubic_hystart_low_window:
+    if likely(sk.snd_cwnd < <uint32_t> e.cfg.cubic_hystart_low_window):
         return
     if e.cfg.cubic_hystart_detect & HYSTART_ACK_TRAIN:
         cubic_hystart_train(e, sk)

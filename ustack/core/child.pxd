@@ -30,6 +30,7 @@ from ustack.core.tcb cimport (
 )
 from ustack.core.types cimport (
     KIND_REQ, KIND_TCB, NS_PER_MS, NS_PER_SEC, TCP_SYN_RECV, idx_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
+    unlikely,
 )
 
 cdef enum:
@@ -45,7 +46,7 @@ cdef enum:
 cdef inline ns_t req_timeout(engine_t* e, const req_t* rq, uint32_t n) noexcept nogil:
     # Length of the n-th wait for the third ACK (facts D1): 1 s doubled n times, at most 120 s, whatever tcp_rto_max_ms says.
     cdef ns_t first = NS_PER_SEC
-    if rq.ext != 0 and ext_at(e, rq.ext).hook_rto_ms != 0:
+    if unlikely(rq.ext != 0) and ext_at(e, rq.ext).hook_rto_ms != 0:
         first = <ns_t>ext_at(e, rq.ext).hook_rto_ms * NS_PER_MS
     return i64_min(first << (n if n < 24 else 24), <ns_t>TCP_RTO_MAX_DEFAULT_MS * NS_PER_MS)
 
@@ -56,7 +57,7 @@ cdef inline ns_t req_sent_at(engine_t* e, const req_t* rq) noexcept nogil:
     cdef uint32_t i
     cdef ns_t t = rq.timer.deadline
     cdef uint32_t ago_ms
-    if rq.ext != 0 and ext_at(e, rq.ext).hook_timer:
+    if unlikely(rq.ext != 0) and ext_at(e, rq.ext).hook_timer:
         return ext_at(e, rq.ext).synack_at
     if rq.flags & RQ_TSTAMP_OK and rq.tsval_span != 0:
         ago_ms = tcp_clock_ms(e) - (rq.tsval_first - req_ts_off(e, rq))
@@ -144,7 +145,7 @@ cdef inline void child_retransmits_(engine_t* e, tcb_t* c, const req_t* rq) noex
 cdef inline int child_route_(engine_t* e, tcb_t* c, tcb_t* lsk, int syn_tos) noexcept nogil:
     # Route, congestion control, MSS. 0 or -errno.
     cdef int rc = sk_route(e, c)
-    if rc != 0:
+    if unlikely(rc != 0):
         mib_inc(&e.stats, MIB_IpOutNoRoutes)
         return rc
     if syn_tos >= 0 and e.cfg.tcp_reflect_tos:
@@ -217,9 +218,9 @@ cdef inline tcb_t* tcp_create_child(engine_t* e, tcb_t* lsk, req_t* rq, idx_t ri
         sk_free(e, c)
         listen_drop(e, li)
         return NULL
-    if rq.ext != 0 and ext_at(e, rq.ext).hook_mss != 0:
+    if unlikely(rq.ext != 0) and ext_at(e, rq.ext).hook_mss != 0:
         c.advmss = u32_min(c.advmss, ext_at(e, rq.ext).hook_mss)
-    if c.sflags & SF_KEEPOPEN:
+    if unlikely(c.sflags & SF_KEEPOPEN):
         sk_reset_keepalive(e, c, (c.opt.keepalive_time_s if c.opt.keepalive_time_s != 0 else e.cfg.tcp_keepalive_time) * NS_PER_SEC)
     if rq.ext != 0 and ext_at(e, rq.ext).saved_syn_len != 0:
         sk_opt(e, c).saved_syn = rq.ext

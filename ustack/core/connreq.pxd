@@ -46,9 +46,10 @@ from ustack.core.synack cimport (
 )
 from ustack.core.tcb cimport SF_REFUSED, tcb_t
 from ustack.core.types cimport (
-    DROP_HOOK, DROP_NONE, DROP_NOT_SPECIFIED, DROP_POOL_REQ, DROP_TCP_LISTEN_BCAST, DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE,
-    DROP_TCP_REQQFULL_DROP, DROP_TCP_SYN_BACKLOG_RESERVE, KIND_REQ, OPT_MSS, OPT_SACKOK, OPT_TS, OPT_WSCALE, REF_SHIFT,
-    TM_REQ, flow_t, idx_t, int32_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    DROP_HOOK, DROP_NONE, DROP_NOT_SPECIFIED, DROP_POOL_REQ, DROP_TCP_LISTEN_BCAST, DROP_TCP_LISTEN_OVERFLOW,
+    DROP_TCP_NO_ROUTE, DROP_TCP_REQQFULL_DROP, DROP_TCP_SYN_BACKLOG_RESERVE, KIND_REQ, OPT_MSS, OPT_SACKOK, OPT_TS,
+    OPT_WSCALE, REF_SHIFT, TM_REQ, flow_t, idx_t, int32_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    unlikely,
 )
 from ustack.core.wheel cimport wheel_arm
 from ustack.core.wire cimport IP_HLEN, TCP_MAX_WSCALE, TOK_NOP, TOK_WSCALE
@@ -88,7 +89,7 @@ cdef inline void req_parse_(engine_t* e, const tcb_t* lsk, const seg_t* s, req_t
         if s.opts & OPT_WSCALE and e.cfg.tcp_window_scaling:
             flags |= RQ_WSCALE_OK
             rq.wscales = <uint8_t>(s.wscale << 4)
-    if s.wscale == TCP_MAX_WSCALE and flags & RQ_WSCALE_OK:
+    if unlikely(s.wscale == TCP_MAX_WSCALE) and flags & RQ_WSCALE_OK:
         log_wscale_(e, s)
     rq.flags |= flags
     rq.mss = TCP_MSS_DEFAULT
@@ -247,14 +248,14 @@ cdef inline int cookie_syn_(engine_t* e, tcb_t* lsk, listener_t* l, const seg_t*
     else:
         rq.isn = cookie_make(e, s, &rq.mss)
     req_init_window(e, lsk, &rq, &rt, synack_mss(lsk, rt.advmss) - (12 if rq.flags & RQ_TSTAMP_OK else 0), hook_rwnd_init_(hk))
-    if hk != NULL:
+    if unlikely(hk != NULL):
         hook_ecn_(hk, &rq)
         if hk.set & SYN_WINDOW:
             hook_window_(e, &rq, hk)
     synack_of_req(e, lsk, &rq, &rt, &a)
-    if hk != NULL and hk.set & SYN_MSS:
+    if unlikely(hk != NULL) and hk.set & SYN_MSS:
         a.mss = hk.mss
-    if e.cfg.tcp_reflect_tos:
+    if unlikely(e.cfg.tcp_reflect_tos):
         a.tos = (s.tos & 0xfc) | (lsk.tos & 3)
     n = ip_options_echo(e, s.dst, echo)
     if n > 0:
@@ -305,11 +306,11 @@ cdef inline int req_admit_(engine_t* e, tcb_t* lsk, idx_t ri, const seg_t* s, ui
     rq.isn = tw_isn if tw_isn != 0 else secret_isn(e, h)
     if synack_wants_ecn(e, lsk, s, rt.entry):
         rq.flags |= RQ_ECN_OK
-    if hk != NULL:
+    if unlikely(hk != NULL):
         hook_ecn_(hk, rq)
     req_init_window(e, lsk, rq, &rt, synack_mss(lsk, rt.advmss) - (12 if rq.flags & RQ_TSTAMP_OK else 0), hook_rwnd_init_(hk))
     req_keep_(e, lsk, s, rq)
-    if hk != NULL:
+    if unlikely(hk != NULL):
         hook_request_(e, rq, hk)
     fastopen_option(s, &foc)
     child = fastopen_try(e, lsk, rq, s, rt.entry, s.tos, &foc)

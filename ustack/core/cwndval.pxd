@@ -10,7 +10,7 @@ from ustack.core.sendq cimport sq_wq_empty, tcp_chrono_start
 from ustack.core.seqno cimport before, u32_max, u32_min
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.tcb cimport CHRONO_SNDBUF_LIMITED, SF_ACCEPTED, SF_DEAD, SF_NOSPACE, TCP_CA_OPEN, TCP_INIT_CWND, tcb_t
-from ustack.core.types cimport TCP_CLOSE_WAIT, TCP_ESTABLISHED, ns_t, uint8_t, uint32_t
+from ustack.core.types cimport TCP_CLOSE_WAIT, TCP_ESTABLISHED, ns_t, uint8_t, uint32_t, unlikely
 
 
 cdef inline uint32_t tcp_init_cwnd(engine_t* e, const tcb_t* sk) noexcept nogil:
@@ -70,9 +70,9 @@ cdef inline void tcp_cwnd_validate(engine_t* e, tcb_t* sk, bint is_cwnd_limited)
         return
     if sk.packets_out > sk.snd_cwnd_used:
         sk.snd_cwnd_used = sk.packets_out
-    if e.cfg.tcp_slow_start_after_idle and e.now - sk.snd_cwnd_stamp >= sk.rto and not cc_has_cong_control(e, sk):
+    if e.cfg.tcp_slow_start_after_idle and unlikely(e.now - sk.snd_cwnd_stamp >= sk.rto) and not cc_has_cong_control(e, sk):
         tcp_cwnd_application_limited(e, sk)
     # All is sent and yet the application found the buffer full: the buffer is the limit.
-    if (sq_wq_empty(sk) and sk.sflags & SF_NOSPACE and not sk.sflags & SF_DEAD
+    if (sq_wq_empty(sk) and unlikely(sk.sflags & SF_NOSPACE) and not sk.sflags & SF_DEAD
             and (sk.state == TCP_ESTABLISHED or sk.state == TCP_CLOSE_WAIT)):
         tcp_chrono_start(e, sk, CHRONO_SNDBUF_LIMITED)

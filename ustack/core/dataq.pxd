@@ -6,7 +6,7 @@
 
 from ustack.core.types cimport (
     DROP_NONE, DROP_POOL_RCV, DROP_PROTO_MEM, DROP_TCP_OLD_DATA, DROP_TCP_OVERWINDOW, DROP_TCP_ZEROWINDOW, TH_FIN,
-    TH_SYN, TH_URG, int32_t, seg_t, uint32_t,
+    TH_SYN, TH_URG, int32_t, seg_t, uint32_t, likely, unlikely,
 )
 from ustack.core.delack cimport TCP_MAX_QUICKACKS, inet_csk_schedule_ack, tcp_enter_quickack_mode, tcp_event_data_recv
 from ustack.core.ofo cimport tcp_data_queue_ofo, tcp_dsack_set, tcp_ofo_queue, tcp_sack_remove
@@ -55,9 +55,9 @@ cdef inline void tcp_check_urg(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
 
 cdef inline void tcp_urg(engine_t* e, tcb_t* sk, const seg_t* s) noexcept nogil:
     cdef uint32_t at
-    if s.flags & TH_URG:
+    if unlikely(s.flags & TH_URG):
         tcp_check_urg(e, sk, s)
-    if sk.urg_state != TCP_URG_NOTYET:
+    if likely(sk.urg_state != TCP_URG_NOTYET):
         return
     at = sk.los.urg_seq - s.seq + s.doff - ((s.flags & TH_SYN) != 0)
     if at < s.doff + s.len:
@@ -79,7 +79,7 @@ cdef inline int queue_and_out_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     cdef int32_t size = seg_truesize(s)
     if rcv_prepare(e, sk, s) < 0:
         return DROP_POOL_RCV
-    if not tcp_try_rmem_schedule(e, sk, s, size):
+    if unlikely(not tcp_try_rmem_schedule(e, sk, s, size)):
         sk.ack_pending |= ICSK_ACK_NOMEM | ICSK_ACK_NOW
         inet_csk_schedule_ack(sk)
         sk_data_ready(e, sk)
@@ -92,7 +92,7 @@ cdef inline int queue_and_out_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
         tcp_event_data_recv(e, sk, s)
     if s.flags & TH_FIN and tcp_fin(e, sk):
         return SK_GONE
-    if sk.ofo_head:
+    if unlikely(sk.ofo_head):
         if tcp_ofo_queue(e, sk):
             return SK_GONE
         if sk.ofo_head == 0:

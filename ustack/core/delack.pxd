@@ -13,8 +13,8 @@
 from ustack.core.cc cimport cc_cwnd_event, cc_needs_ecn
 from ustack.core.cwnd cimport CA_EVENT_ECN_IS_CE, CA_EVENT_ECN_NO_CE
 from ustack.core.types cimport (
-    REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_DELACK, int64_t, ns_t, seg_t,
-    uint16_t, uint32_t, uint8_t,
+    REF_SHIFT, TCP_CLOSE, TCP_LISTEN, TH_FIN, TH_PSH, TH_SYN, TH_URG, TM_DELACK, int64_t, ns_t, seg_t, uint16_t,
+    uint32_t, uint8_t, likely,
 )
 from ustack.core.output cimport tcp_owe, tcp_send_ack
 from ustack.core.rcvq cimport TRUESIZE_HEAD, seg_in_pages, seg_truesize
@@ -125,7 +125,7 @@ cdef inline void tcp_data_ecn_check(engine_t* e, tcb_t* sk, const seg_t* s) noex
     """RFC 3168 6.1.3 (facts J13): congestion experienced is echoed until the peer answers with CWR. A congestion control that needs ECN is told
     of every mark."""
     cdef uint32_t ecn = s.tos & 3
-    if not sk.ecn_flags & TCP_ECN_OK:
+    if likely(not sk.ecn_flags & TCP_ECN_OK):
         return
     if ecn == 0:
         # No mark on a connection that had some: probably a retransmission, the peer is waiting for this ACK.

@@ -35,8 +35,9 @@ from ustack.core.timers cimport tcp_compack_timer, tcp_keepalive_timer, tcp_pace
 from ustack.core.timewait cimport tw_timer
 from ustack.core.tx cimport TXF_LOCAL, tx_len, tx_reset, tx_whole
 from ustack.core.types cimport (
-    CSUM_VERIFIED, DROP_NONE, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_PER_SEC, REF_MASK, REF_SHIFT, TM_COMPACK, TM_DELACK, TM_FRAG, TM_KEEP,
-    TM_PACE, TM_REQ, TM_RETRANS, TM_TW, TM_WAITER, TH_RST, flow_t, idx_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    CSUM_VERIFIED, DROP_NONE, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_PER_SEC, REF_MASK, REF_SHIFT, TM_COMPACK,
+    TM_DELACK, TM_FRAG, TM_KEEP, TM_PACE, TM_REQ, TM_RETRANS, TM_TW, TM_WAITER, TH_RST, flow_t, idx_t, ns_t, seg_t,
+    uint8_t, uint16_t, uint32_t, uint64_t, likely, unlikely,
 )
 from ustack.core.wheel cimport wheel_count, wheel_destroy, wheel_init, wheel_next, wheel_next_bound, wheel_pop, wheel_register
 from ustack.core.wire cimport IPPROTO_TCP, get16, get32, wire_parse_ip, wire_parse_tcp
@@ -270,7 +271,7 @@ cdef inline int engine_take_(engine_t* e, const uint8_t* p, uint32_t n, uint8_t 
     cdef int reason
     e.rx_listener = 0
     reason = ip_rcv(e, p, n, csum, gso_size, origin)
-    if reason != DROP_NONE:
+    if unlikely(reason != DROP_NONE):
         engine_drop_(e, p, n, reason)
     return reason
 
@@ -282,7 +283,7 @@ cdef inline void engine_loop(engine_t* e) noexcept nogil:
     cdef uint32_t budget = LOOP_MAX
     cdef txframe_t* f
     cdef uint32_t n
-    if e.tx_local == 0:
+    if likely(e.tx_local == 0):
         return
     e.tx_local = 0
     while i < e.tx_n and budget != 0:

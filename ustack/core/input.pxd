@@ -7,10 +7,10 @@
 # orphan may have been freed: the caller must not touch sk afterwards.
 
 from ustack.core.types cimport (
-    DROP_HOOK, DROP_NONE, DROP_NOT_SPECIFIED, DROP_TCP_ABORT_ON_DATA, DROP_TCP_CLOSE, DROP_TCP_FASTOPEN, DROP_TCP_FLAGS,
-    DROP_TCP_OLD_ACK, NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED, TCP_FIN_WAIT1,
-    TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV, TCP_SYN_SENT, TCP_TIME_WAIT, TH_ACK, TH_FIN, TH_PSH, TH_RST, TH_SYN,
-    int32_t, ns_t, seg_t, uint32_t, uint8_t,
+    DROP_HOOK, DROP_NONE, DROP_NOT_SPECIFIED, DROP_TCP_ABORT_ON_DATA, DROP_TCP_CLOSE, DROP_TCP_FASTOPEN,
+    DROP_TCP_FLAGS, DROP_TCP_OLD_ACK, NS_PER_SEC, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_CLOSING, TCP_ESTABLISHED,
+    TCP_FIN_WAIT1, TCP_FIN_WAIT2, TCP_LAST_ACK, TCP_SYN_RECV, TCP_SYN_SENT, TCP_TIME_WAIT, TH_ACK, TH_FIN, TH_PSH,
+    TH_RST, TH_SYN, int32_t, ns_t, seg_t, uint32_t, uint8_t, likely, unlikely,
 )
 from ustack.core.ack cimport tcp_ack, tcp_init_transfer
 from ustack.core.cc cimport cc_has_cong_control
@@ -66,7 +66,7 @@ cdef inline bint predicted_tstamp_(tcb_t* sk, seg_t* s) noexcept nogil:
     # The timestamp of a predicted segment, if one is to be expected; False: the slow path must look at it.
     s.opts = 0
     s.n_sack = 0
-    if sk.tcp_header_len != HDR_TS_LEN:
+    if unlikely(sk.tcp_header_len != HDR_TS_LEN):
         return True
     if get32(s.opt) != TS_ONLY_WORD:
         return False
@@ -80,7 +80,7 @@ cdef inline void ecn_received_(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     # What tcp_info tells of ECN marks received, on connections without ECN too.
     cdef uint32_t ecn = s.tos & 3
     cdef sklos_t* los
-    if ecn == 0:
+    if likely(ecn == 0):
         return
     if not sk.ecn_flags & TCP_ECN_OK:
         sk.ecn_flags |= TCP_ECN_SEEN
@@ -136,7 +136,7 @@ cdef inline int established_text_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nog
     tcp_rcv_rtt_measure_ts(e, sk, s.end_seq - s.seq)
     tcp_urg(e, sk, s)
     reason = tcp_data_queue(e, sk, s)
-    if reason == SK_GONE:
+    if unlikely(reason == SK_GONE):
         return DROP_NONE
     tcp_data_snd_check(e, sk)
     tcp_ack_snd_check(e, sk)
@@ -157,11 +157,11 @@ cdef inline int tcp_rcv_established(engine_t* e, tcb_t* sk, seg_t* s) noexcept n
             if rcv_prepare(e, sk, s) == 0:
                 predicted_data_(e, sk, s)
                 return DROP_NONE
-    if not s.flags & (TH_ACK | TH_RST | TH_SYN):
+    if unlikely(not s.flags & (TH_ACK | TH_RST | TH_SYN)):
         sk_los(e, sk).drops += 1
         return DROP_TCP_FLAGS
     reason = tcp_validate_incoming(e, sk, s, True)
-    if reason != DROP_NONE:
+    if unlikely(reason != DROP_NONE):
         return DROP_NONE if reason == SK_GONE else reason
     return established_text_(e, sk, s)
 
@@ -205,7 +205,7 @@ cdef inline bint synrecv_done_(engine_t* e, tcb_t* sk, seg_t* s) noexcept nogil:
     sk.lsndtime = e.now
     tcp_initialize_rcv_mss(sk)
     tcp_fast_path_on(sk)
-    if sk.shutdown & SEND_SHUTDOWN:
+    if unlikely(sk.shutdown & SEND_SHUTDOWN):
         # shutdown() came before the handshake was over.
         sk_set_state(e, sk, TCP_FIN_WAIT1)
         tcp_send_fin(e, sk)
@@ -338,7 +338,7 @@ cdef inline int tcp_rcv_state_process(engine_t* e, tcb_t* sk, seg_t* s) noexcept
             sk_los(e, sk).drops += 1
             return DROP_TCP_FLAGS
         reason = tcp_validate_incoming(e, sk, s, False)
-    if reason != DROP_NONE:
+    if unlikely(reason != DROP_NONE):
         return DROP_NONE if reason == SK_GONE else reason
     reason = tcp_ack(e, sk, s, FLAG_SLOWPATH | FLAG_UPDATE_TS_RECENT | FLAG_NO_CHALLENGE_ACK)
     if reason <= 0:
@@ -354,7 +354,7 @@ cdef inline int tcp_rcv_state_process(engine_t* e, tcb_t* sk, seg_t* s) noexcept
         return DROP_NONE
     if reason == DROP_TCP_ABORT_ON_DATA:
         return reason
-    if sk.state != TCP_CLOSE:
+    if likely(sk.state != TCP_CLOSE):
         tcp_data_snd_check(e, sk)
         tcp_ack_snd_check(e, sk)
     return reason

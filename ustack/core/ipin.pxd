@@ -33,9 +33,10 @@ from ustack.core.stats cimport (
 from ustack.core.tcb cimport tcb_t
 from ustack.core.timewait cimport TW_ACK, TW_RST, TW_SYN, tw_ack, tw_kill, tw_process
 from ustack.core.types cimport (
-    CSUM_NONE, CSUM_VERIFIED, DROP_IP_CSUM, DROP_IP_INADDRERRORS, DROP_IP_INHDR, DROP_IP_NOPROTO, DROP_IP_SOURCE_ROUTE, DROP_IP_TRUNCATED, DROP_NONE,
-    DROP_NOT_SPECIFIED, DROP_NO_SOCKET, DROP_PKT_TOO_SMALL, DROP_TCP_CSUM, DROP_TCP_MINTTL, DROP_TCP_TW,
-    DROP_UDP_NO_PORT, KIND_REQ, KIND_TCB, KIND_TW, TCP_ESTABLISHED, idx_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t,
+    CSUM_NONE, CSUM_VERIFIED, DROP_IP_CSUM, DROP_IP_INADDRERRORS, DROP_IP_INHDR, DROP_IP_NOPROTO,
+    DROP_IP_SOURCE_ROUTE, DROP_IP_TRUNCATED, DROP_NONE, DROP_NOT_SPECIFIED, DROP_NO_SOCKET, DROP_PKT_TOO_SMALL,
+    DROP_TCP_CSUM, DROP_TCP_MINTTL, DROP_TCP_TW, DROP_UDP_NO_PORT, KIND_REQ, KIND_TCB, KIND_TW, TCP_ESTABLISHED,
+    idx_t, ref_t, seg_t, uint8_t, uint16_t, uint32_t, likely, unlikely,
 )
 from ustack.core.wire cimport (
     IP_MF, IP_OFFSET, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, get16, wire_ip_csum_ok, wire_ip_finish, wire_parse_ip, wire_parse_ip_head, wire_parse_opts,
@@ -113,12 +114,12 @@ cdef inline int tcp_v4_rcv(engine_t* e, seg_t* s) noexcept nogil:
     cdef int reason
     mib_inc(&e.stats, MIB_TcpInSegs)
     reason = wire_parse_tcp(s)
-    if reason != DROP_NONE:
+    if unlikely(reason != DROP_NONE):
         if reason == DROP_NOT_SPECIFIED:        # data offset below 5
             mib_inc(&e.stats, MIB_TcpInErrs)
             return DROP_PKT_TOO_SMALL
         return reason
-    if not wire_tcp_csum_ok(s):
+    if unlikely(not wire_tcp_csum_ok(s)):
         return tcp_csum_error_(e, s)
     wire_parse_opts(s)
     return tcp_demux_(e, s)
@@ -184,7 +185,7 @@ cdef inline int udp_rcv(engine_t* e, const seg_t* s, int dst_type) noexcept nogi
 
 cdef inline int ip_deliver_(engine_t* e, seg_t* s, int dst_type, int origin) noexcept nogil:
     # To the protocol's handler.
-    if s.proto == IPPROTO_TCP:
+    if likely(s.proto == IPPROTO_TCP):
         mib_inc(&e.stats, MIB_IpInDelivers)
         return tcp_v4_rcv(e, s) if origin != FROM_ECHO else DROP_NOT_SPECIFIED
     if s.proto == IPPROTO_ICMP:
@@ -207,7 +208,7 @@ cdef inline void ip_count_ecn_(engine_t* e, const seg_t* s) noexcept nogil:
     cdef int ecn = s.tos & 3
     if s.gso_size != 0:
         segs = (s.ip_len + s.gso_size - 1) // s.gso_size
-    if ecn == 0:
+    if likely(ecn == 0):
         mib_add(&e.stats, MIB_IpExtInNoECTPkts, segs)
     elif ecn == 1:
         mib_add(&e.stats, MIB_IpExtInECT1Pkts, segs)
@@ -225,7 +226,7 @@ cdef inline int ip_rcv_core(engine_t* e, const uint8_t* p, uint32_t n, seg_t* s)
     reason = wire_parse_ip_head(p, n, s)
     if s.ip_hlen != 0:
         ip_count_ecn_(e, s)
-    if reason == DROP_NONE and not wire_ip_csum_ok(s):
+    if reason == DROP_NONE and unlikely(not wire_ip_csum_ok(s)):
         mib_inc(&e.stats, MIB_IpExtInCsumErrors)
         reason = DROP_IP_CSUM
     if reason == DROP_NONE:
@@ -233,7 +234,7 @@ cdef inline int ip_rcv_core(engine_t* e, const uint8_t* p, uint32_t n, seg_t* s)
         if reason == DROP_IP_TRUNCATED:
             mib_inc(&e.stats, MIB_IpExtInTruncatedPkts)
             return reason
-    if reason != DROP_NONE:
+    if unlikely(reason != DROP_NONE):
         mib_inc(&e.stats, MIB_IpInHdrErrors)
     return reason
 
@@ -271,30 +272,30 @@ cdef inline int ip_rcv(engine_t* e, const uint8_t* p, uint32_t n, uint8_t csum_s
     s.csum_state = csum_state
     s.gso_size = gso_size
     reason = ip_rcv_core(e, p, n, &s)
-    if reason != DROP_NONE:
+    if unlikely(reason != DROP_NONE):
         return reason
     if origin == FROM_LINK:
         routed = route_input(e, s.src, s.dst, &type)
-        if routed != DROP_NONE and routed != DROP_IP_INADDRERRORS:
+        if unlikely(routed != DROP_NONE) and routed != DROP_IP_INADDRERRORS:
             return routed
     else:
         type = inet_addr_type(e, s.dst)
     s.dst_type = <uint8_t>type
     e.ipopt.len = 0
-    if s.ip_hlen != 20:
+    if unlikely(s.ip_hlen != 20):
         reason = ip_rcv_options(e, &s, type)
         if reason != DROP_NONE:
             return reason
-    if routed != DROP_NONE:                 # to be forwarded, had it not been for us: known only behind the options
+    if unlikely(routed != DROP_NONE):       # to be forwarded, had it not been for us: known only behind the options
         mib_inc(&e.stats, MIB_IpInAddrErrors)
         return routed
-    if type == RTF_MULTICAST:
+    if unlikely(type == RTF_MULTICAST):
         mib_inc(&e.stats, MIB_IpExtInMcastPkts)
         mib_add(&e.stats, MIB_IpExtInMcastOctets, s.ip_len)
     elif type == RTF_BROADCAST:
         mib_inc(&e.stats, MIB_IpExtInBcastPkts)
         mib_add(&e.stats, MIB_IpExtInBcastOctets, s.ip_len)
-    if s.frag & (IP_MF | IP_OFFSET):
+    if unlikely(s.frag & (IP_MF | IP_OFFSET)):
         reason = ip_defrag(e, &s)
         if reason != 0:
             return DROP_NONE if reason == FRAG_PENDING else reason

@@ -20,6 +20,7 @@ from ustack.core.stats cimport (
 from ustack.core.tx cimport TXF_LOCAL, tx_arena, tx_frame
 from ustack.core.types cimport (
     E_HOSTUNREACH, E_INVAL, E_NOBUFS, TH_ACK, TH_FIN, TH_RST, TH_SYN, seg_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    unlikely,
 )
 from ustack.core.wire cimport (
     IP_HLEN, IP_MF, IPPROTO_TCP, TCP_HLEN, put16, wire_ip_set_frag, wire_opt_ts, wire_put_ip_opts, wire_put_opts, wire_put_tcp, wire_tcp_csum_partial,
@@ -33,7 +34,7 @@ cdef enum:
 # ---- common ----------------------------------------------------------------------------------------------------------------------
 cdef inline void ipout_count(engine_t* e, txframe_t* f, uint8_t kind, uint32_t len) noexcept nogil:
     """One packet has left IP (ip_output) for a destination of this kind (DST_*)."""
-    if kind & DST_LOCAL:
+    if unlikely(kind & DST_LOCAL):
         f.flags = TXF_LOCAL
         e.tx_local += 1
     mib_inc(&e.stats, MIB_IpOutTransmits)
@@ -41,7 +42,7 @@ cdef inline void ipout_count(engine_t* e, txframe_t* f, uint8_t kind, uint32_t l
     if kind & DST_MULTICAST:
         mib_inc(&e.stats, MIB_IpExtOutMcastPkts)
         mib_add(&e.stats, MIB_IpExtOutMcastOctets, len)
-    elif kind & DST_BROADCAST:
+    elif unlikely(kind & DST_BROADCAST):
         e.tx_local += 1         # heard by ourselves too, see engine_loop
         mib_inc(&e.stats, MIB_IpExtOutBcastPkts)
         mib_add(&e.stats, MIB_IpExtOutBcastOctets, len)

@@ -7,7 +7,7 @@
 # - a record that RACK marked lost leaves the time list until it is retransmitted.
 # Callers: sack, recovery, ack, timers.
 
-from ustack.core.types cimport NS_PER_US, idx_t, int32_t, int64_t, ns_t, uint8_t, uint32_t
+from ustack.core.types cimport NS_PER_US, idx_t, int32_t, int64_t, ns_t, uint8_t, uint32_t, likely, unlikely
 from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of
 from ustack.core.pool cimport ustack_assert
 from ustack.core.rate cimport tcp_skb_sent_after
@@ -45,7 +45,7 @@ cdef enum:
 # ---- the send queue as loss detection sees it ------------------------------------------------------------------------------------
 cdef inline uint32_t tcp_highest_sack_seq(engine_t* e, tcb_t* sk) noexcept nogil:
     """Where the record above the highest SACKed one begins."""
-    if sk.sacked_out == 0:
+    if likely(sk.sacked_out == 0):
         return sk.snd_una
     if sk.highest_sack == 0:
         return sk.snd_nxt
@@ -183,7 +183,7 @@ cdef inline void tcp_check_reno_reordering(engine_t* e, tcb_t* sk, int addend) n
 # ---- what was delivered ------------------------------------------------------------------------------------------------------------
 cdef inline void tcp_count_delivered(tcb_t* sk, uint32_t delivered, bint ece_ack) noexcept nogil:
     sk.delivered += delivered
-    if ece_ack:
+    if unlikely(ece_ack):
         sk.delivered_ce += delivered
 
 
@@ -288,7 +288,7 @@ cdef inline void tcp_rack_update_reo_wnd(engine_t* e, tcb_t* sk, const rate_samp
         return
     if before(rs.prior_delivered, sk.rack_last_delivered):
         sk.rack_dsack_seen = 0
-    if sk.rack_dsack_seen:
+    if unlikely(sk.rack_dsack_seen):
         sk.rack_reo_wnd_steps = 0xff if sk.rack_reo_wnd_steps >= 0xfe else sk.rack_reo_wnd_steps + 1
         sk.rack_dsack_seen = 0
         sk.rack_last_delivered = sk.delivered

@@ -9,7 +9,7 @@ from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.access cimport sk_los
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport MAX_TCP_OPTION_SPACE, tcb_t
-from ustack.core.types cimport uint8_t, uint16_t, uint32_t, uint64_t
+from ustack.core.types cimport uint8_t, uint16_t, uint32_t, uint64_t, likely, unlikely
 from ustack.core.wire cimport IP_HLEN, TCP_HLEN
 
 cdef enum:
@@ -73,11 +73,11 @@ cdef inline uint32_t tcp_sync_mss(engine_t* e, tcb_t* sk, uint32_t pmtu) noexcep
     """The path's MTU is pmtu: recompute the cached MSS."""
     cdef uint32_t mss
     cdef uint32_t probed
-    if sk.mtup_search_high > pmtu:
+    if unlikely(sk.mtup_search_high > pmtu):
         sk.mtup_search_high = <uint16_t> pmtu
     mss = tcp_bound_to_half_wnd(sk, <uint32_t> tcp_mtu_to_mss(e, sk, <int> pmtu))
     sk.pmtu = <uint16_t> pmtu
-    if sk.mtup_enabled:
+    if unlikely(sk.mtup_enabled):
         probed = <uint32_t> tcp_mtu_to_mss(e, sk, sk.mtup_search_low)
         mss = u32_min(mss, probed)
     sk.mss_cache = mss
@@ -89,7 +89,7 @@ cdef inline uint32_t tcp_sack_blocks(const tcb_t* sk, uint32_t used) noexcept no
     """How many SACK blocks go into a segment whose other options take `used` bytes."""
     cdef uint32_t n = <uint32_t> sk.num_sacks + (1 if sk.rx_dsack else 0)
     cdef uint32_t room = MAX_TCP_OPTION_SPACE - used
-    if n == 0 or room < TCPOLEN_SACK_BASE_ALIGNED + TCPOLEN_SACK_PERBLOCK:
+    if likely(n == 0) or room < TCPOLEN_SACK_BASE_ALIGNED + TCPOLEN_SACK_PERBLOCK:
         return 0
     return u32_min(n, (room - TCPOLEN_SACK_BASE_ALIGNED) / TCPOLEN_SACK_PERBLOCK)
 
@@ -113,7 +113,7 @@ cdef inline uint32_t tcp_current_mss(engine_t* e, tcb_t* sk) noexcept nogil:
             mtu = route_mtu(e, sk)
         elif sk.rt != RT_LOCAL:
             mtu = u32_min(mtu, e.mtu)
-        if mtu != sk.pmtu:
+        if unlikely(mtu != sk.pmtu):
             mss = tcp_sync_mss(e, sk, mtu)
     header = tcp_established_optlen(sk) + TCP_HLEN
     if header != sk.tcp_header_len:

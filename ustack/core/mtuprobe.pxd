@@ -12,7 +12,7 @@ from ustack.core.seqno cimport after, i32_max, i32_min, u32_min
 from ustack.core.access cimport sk_los, sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport TCP_CA_OPEN, tcb_t
-from ustack.core.types cimport NS_PER_SEC, TH_FIN, TH_PSH, idx_t, ns_t, uint16_t, uint32_t
+from ustack.core.types cimport NS_PER_SEC, TH_FIN, TH_PSH, idx_t, ns_t, uint16_t, uint32_t, likely
 from ustack.core.wire cimport IP_HLEN, TCP_HLEN
 from ustack.core.xmit cimport tcp_pacing_check, tcp_transmit_skb
 
@@ -98,7 +98,7 @@ cdef inline int tcp_mtu_probe(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef int size
     cdef uint32_t needed
     cdef int interval
-    if (not sk.mtup_enabled or sk.mtup_probe_size or sk.ca_state != TCP_CA_OPEN or sk.snd_cwnd < 11 or sk.num_sacks
+    if (likely(not sk.mtup_enabled) or sk.mtup_probe_size or sk.ca_state != TCP_CA_OPEN or sk.snd_cwnd < 11 or sk.num_sacks
             or sk.rx_dsack):
         return -1
     mss = tcp_current_mss(e, sk)

@@ -33,7 +33,7 @@ from ustack.core.tcb cimport (
     TCP_NAGLE_PUSH, TCP_RTO_MAX_DEFAULT_MS, tcb_t,
 )
 from ustack.core.types cimport (
-    NS_PER_MS, TCP_CLOSE, TH_ACK, TH_FIN, TH_PSH, idx_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t,
+    NS_PER_MS, TCP_CLOSE, TH_ACK, TH_FIN, TH_PSH, idx_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, unlikely,
 )
 from ustack.core.writexmit cimport (
     tcp_event_new_data_sent, tcp_nagle_check, tcp_schedule_loss_probe, tcp_snd_wnd_test, tcp_write_xmit,
@@ -149,7 +149,7 @@ cdef inline void tcp_send_fin(engine_t* e, tcb_t* sk) noexcept nogil:
     """Queue the FIN: on the last unsent record if there is one, else as a segment of its own (facts K1c)."""
     cdef idx_t i = sq_wq_tail(sk)
     cdef srec_t* r
-    if i == 0 and tcp_under_memory_pressure(e):
+    if unlikely(i == 0) and tcp_under_memory_pressure(e):
         i = sq_rtx_tail(e, sk)
     if i:
         r = sr_at(e, i)

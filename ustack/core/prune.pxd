@@ -5,7 +5,7 @@
 # moves, only the records that count memory are replaced. Invariants as in rcvq.pxd. Called by ofo.pxd and dataq.pxd
 # before they queue a segment.
 
-from ustack.core.types cimport DROP_TCP_OFO_QUEUE_PRUNE, idx_t, int32_t, seg_t, uint32_t
+from ustack.core.types cimport DROP_TCP_OFO_QUEUE_PRUNE, idx_t, int32_t, seg_t, uint32_t, likely
 from ustack.core.drops cimport sk_drop_late
 from ustack.core.ofotree cimport ofo_link, ofo_unlink
 from ustack.core.pool cimport pool_alloc
@@ -244,7 +244,7 @@ cdef inline bint tcp_prune_queue(engine_t* e, tcb_t* sk, const seg_t* s) noexcep
 
 cdef inline bint tcp_try_rmem_schedule(engine_t* e, tcb_t* sk, const seg_t* s, int32_t truesize) noexcept nogil:
     """May the segment be queued? Makes room if it can."""
-    if tcp_can_ingest(sk) and sk_rmem_schedule(e, sk, truesize):
+    if likely(tcp_can_ingest(sk)) and likely(sk_rmem_schedule(e, sk, truesize)):
         return True
     if not tcp_prune_queue(e, sk, s):
         return False

@@ -5,7 +5,7 @@
 # Times in tcb_t and srec_t are ns; the arithmetic is done in whole microseconds, as the kernel's is.
 # tcp_rate_skb_sent is called by output for each (re)transmission, before packets_out is raised; the rest by ack and sack.
 
-from ustack.core.types cimport TH_SYN, uint32_t, uint64_t
+from ustack.core.types cimport TH_SYN, uint32_t, uint64_t, unlikely
 from ustack.core.cwnd cimport rate_sample_t, tcp_min_rtt, tcp_mstamp, tcp_stamp_us_delta, us_of
 from ustack.core.records cimport SR_EVER_RETRANS, SR_REPAIRED, SR_RETRANS, SR_SACKED, srec_t
 from ustack.core.sendq cimport tcp_packets_in_flight
@@ -62,7 +62,7 @@ cdef inline void tcp_rate_gen(engine_t* e, tcb_t* sk, uint32_t delivered, int lo
         sk.delivered_mstamp = e.now
     rs.acked_sacked = delivered
     rs.losses = lost
-    if rs.prior_mstamp == 0 or is_sack_reneg:
+    if unlikely(rs.prior_mstamp == 0) or unlikely(is_sack_reneg):
         rs.delivered = -1
         rs.interval_us = -1
         return

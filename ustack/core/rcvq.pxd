@@ -8,7 +8,7 @@
 # Invariants: rmem_alloc is the sum of truesize over both queues; the ring holds [copied_seq, rcv_ring_span_end); no
 # memory when both queues are empty. Receive rings are freed at once: no frame to send ever points into one.
 
-from ustack.core.types cimport E_NOMEM, TH_FIN, TH_SYN, idx_t, int32_t, seg_t, uint32_t, uint8_t
+from ustack.core.types cimport E_NOMEM, TH_FIN, TH_SYN, idx_t, int32_t, seg_t, uint32_t, uint8_t, unlikely
 from ustack.core.pool cimport pool_alloc, pool_free
 from ustack.core.records cimport rrec_t
 from ustack.core.ring cimport ring_free, ring_reserve, ring_write
@@ -100,7 +100,7 @@ cdef inline int rcv_ring_room(engine_t* e, tcb_t* sk, uint32_t end) noexcept nog
     if not after(end, sk.copied_seq) or sk.sflags & SF_NO_RINGS:
         return 0
     rc = ring_reserve(&sk.rcv, sk.copied_seq, used, end - sk.copied_seq, &old)
-    if old != NULL:
+    if unlikely(old != NULL):
         ring_free(old)
     return rc
 

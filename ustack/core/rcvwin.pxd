@@ -6,7 +6,7 @@
 # moves left. Header prediction lives here too (pred_flags), since windows turn it on and off. Called by everything
 # that sends or receives.
 
-from ustack.core.types cimport NS_PER_US, TH_ACK, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from ustack.core.types cimport NS_PER_US, TH_ACK, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t, unlikely
 from ustack.core.seqno cimport before, i32_max, i32_min, i64_max, i64_min, ilog2_u32, rounddown_u32, u32_max, u32_min
 from ustack.core.skmem cimport tcp_under_memory_pressure
 from ustack.core.access cimport rr_at, tcp_clock_ms
@@ -102,7 +102,7 @@ cdef inline void tcp_select_initial_window(engine_t* e, int64_t space, uint32_t 
     if room > mss:
         room = rounddown_u32(room, mss)
     rcv_wnd[0] = u32_min(room, MAX_TCP_WINDOW) if e.cfg.tcp_workaround_signed_windows else room
-    if init_rcv_wnd:
+    if unlikely(init_rcv_wnd):
         rcv_wnd[0] = u32_min(rcv_wnd[0], init_rcv_wnd * mss)
     wscale[0] = 0
     if wscale_ok:
@@ -151,13 +151,13 @@ cdef inline uint32_t __tcp_select_window(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef int32_t free_space = tcp_space(sk)
     cdef int32_t allowed = tcp_full_space(sk)
     cdef int32_t full = i32_min(<int32_t> sk.window_clamp, allowed)
-    if mss > full:
+    if unlikely(mss > full):
         mss = full
         if mss <= 0:
             return 0
-    if e.cfg.tcp_shrink_window and sk.rcv_wscale:
+    if unlikely(e.cfg.tcp_shrink_window) and sk.rcv_wscale:
         return select_window_shrink_(e, sk, mss, free_space, allowed, full)
-    if free_space < full >> 1:
+    if unlikely(free_space < full >> 1):
         sk.ack_quick = 0
         if tcp_under_memory_pressure(e):
             adjust_rcv_ssthresh_(e, sk, 4 * sk.advmss)
@@ -174,14 +174,14 @@ cdef inline uint32_t tcp_select_window(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef uint32_t old = sk.rcv_wnd
     cdef uint32_t cur
     cdef uint32_t win
-    if sk.ack_pending & ICSK_ACK_NOMEM:
+    if unlikely(sk.ack_pending & ICSK_ACK_NOMEM):
         sk.pred_flags = 0
         sk.rcv_wnd = 0
         sk.rcv_wup = sk.rcv_nxt
         return 0
     cur = tcp_receive_window(sk)
     win = __tcp_select_window(e, sk)
-    if win < cur and (not e.cfg.tcp_shrink_window or sk.rcv_wscale == 0):
+    if unlikely(win < cur) and (not e.cfg.tcp_shrink_window or sk.rcv_wscale == 0):
         if win == 0:
             mib_inc(&e.stats, MIB_TcpExtTCPWantZeroWindowAdv)
         win = align_up_(cur, sk.rcv_wscale)
@@ -192,11 +192,11 @@ cdef inline uint32_t tcp_select_window(engine_t* e, tcb_t* sk) noexcept nogil:
     else:
         win = u32_min(win, <uint32_t> MAX_WINDOW16 << sk.rcv_wscale)
     win >>= sk.rcv_wscale
-    if win == 0:
+    if unlikely(win == 0):
         sk.pred_flags = 0
         if old:
             mib_inc(&e.stats, MIB_TcpExtTCPToZeroWindowAdv)
-    elif old == 0:
+    elif unlikely(old == 0):
         mib_inc(&e.stats, MIB_TcpExtTCPFromZeroWindowAdv)
     return win
 

@@ -7,7 +7,7 @@
 # known only after the congestion control has run.
 # Callers: ack, timers (tcp_enter_loss, tcp_rack_reo_timeout), icmp (tcp_simple_retransmit), request (tcp_init_undo).
 
-from ustack.core.types cimport NS_PER_MS, NS_PER_US, TCP_SYN_SENT, idx_t, int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t
+from ustack.core.types cimport NS_PER_MS, NS_PER_US, TCP_SYN_SENT, idx_t, int32_t, int64_t, ns_t, uint8_t, uint32_t, uint64_t, likely, unlikely
 from ustack.core.cc cimport (
     cc_cwnd_event, cc_has_cong_control, cc_min_tso_segs, cc_ssthresh, cc_undo_cwnd, tcp_cwnd_reduction, tcp_ecn_queue_cwr, tcp_ecn_withdraw_cwr,
     tcp_end_cwnd_reduction, tcp_enter_cwr, tcp_init_cwnd_reduction, tcp_set_ca_state,
@@ -146,7 +146,7 @@ cdef inline bint tcp_try_undo_loss(engine_t* e, tcb_t* sk, bint frto_undo) noexc
 
 cdef inline void tcp_try_undo_spurious_syn(engine_t* e, tcb_t* sk) noexcept nogil:
     """The SYN(-ACK) was retransmitted, but the first one is echoed: no reason to start with a window of one."""
-    if sk.undo_marker and sk.retrans_stamp and sk.saw_tstamp and tcp_ts_of(e, sk.retrans_stamp) == sk.rcv_tsecr:
+    if unlikely(sk.undo_marker) and sk.retrans_stamp and sk.saw_tstamp and tcp_ts_of(e, sk.retrans_stamp) == sk.rcv_tsecr:
         sk.undo_marker = 0
 
 
@@ -276,7 +276,7 @@ cdef inline void tcp_xmit_retransmit_queue(engine_t* e, tcb_t* sk) noexcept nogi
 
 cdef inline void tcp_xmit_recovery(engine_t* e, tcb_t* sk, int rexmit) noexcept nogil:
     """Last step of an ACK: (re)transmit what recovery asked for."""
-    if rexmit == REXMIT_NONE or sk.state == TCP_SYN_SENT:
+    if likely(rexmit == REXMIT_NONE) or sk.state == TCP_SYN_SENT:
         return
     if rexmit == REXMIT_NEW:
         __tcp_push_pending_frames(e, sk, tcp_current_mss(e, sk), TCP_NAGLE_OFF)

@@ -7,7 +7,7 @@
 
 from ustack.core.types cimport (
     E_AGAIN, E_INVAL, E_NOTCONN, TCP_CLOSE, TCP_LISTEN, TCP_SYN_RECV, TCP_SYN_SENT, idx_t, int64_t, ns_t, uint32_t,
-    uint8_t,
+    uint8_t, unlikely,
 )
 from ustack.core.dataq cimport TCP_URG_READ, TCP_URG_VALID
 from ustack.core.delack cimport inet_csk_ack_scheduled, inet_csk_in_pingpong_mode, tcp_ack_at_once
@@ -128,7 +128,7 @@ cdef inline void recv_record_(engine_t* e, tcb_t* sk, recv_t* r, idx_t i) noexce
     cdef uint32_t mark
     if r.left < used:
         used = <uint32_t> r.left
-    if sk.urg_state:
+    if unlikely(sk.urg_state):
         mark = sk.los.urg_seq - r.seq
         if mark < used:
             if mark:
@@ -138,7 +138,7 @@ cdef inline void recv_record_(engine_t* e, tcb_t* sk, recv_t* r, idx_t i) noexce
                 used -= 1
     if used:
         recv_copy_(e, sk, r, used)
-    if sk.urg_state and after(sk.copied_seq, sk.los.urg_seq):
+    if unlikely(sk.urg_state) and after(sk.copied_seq, sk.los.urg_seq):
         sk.urg_state = 0
         tcp_fast_path_check(e, sk)
     r.tstamp = rec.tstamp
@@ -170,7 +170,7 @@ cdef inline int64_t recv_nothing_(tcb_t* sk) noexcept nogil:
 cdef inline int64_t recv_loop_(engine_t* e, tcb_t* sk, recv_t* r) noexcept nogil:
     cdef idx_t i
     while True:
-        if sk.urg_state and sk.los.urg_seq == r.seq and r.copied:
+        if unlikely(sk.urg_state) and sk.los.urg_seq == r.seq and r.copied:
             return r.copied
         i = recv_find_(e, sk, r)
         if i == 0:
@@ -222,7 +222,7 @@ cdef inline uint32_t tcp_recv_look(const tcb_t* sk, const uint8_t** p) noexcept 
     0: ask tcp_recvmsg (nothing there, an urgent mark, or the ring's end in between)."""
     cdef uint32_t n = sk.rcv_nxt - sk.copied_seq
     cdef uint32_t at
-    if n == 0 or sk.urg_state or sk.rcv.size == 0:
+    if unlikely(n == 0) or unlikely(sk.urg_state) or unlikely(sk.rcv.size == 0):
         return 0
     if sk.sflags & SF_DONE:
         n -= 1

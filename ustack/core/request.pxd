@@ -38,10 +38,11 @@ from ustack.core.stats cimport (
 from ustack.core.synack cimport req_ext, req_ts_off, req_tsval_last, synack_repeat
 from ustack.core.tcb cimport SF_REFUSED, tcb_t
 from ustack.core.types cimport (
-    DROP_HOOK, DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_POOL_TCB, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS, DROP_TCP_INVALID_SYN,
-    DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE, DROP_TCP_LISTEN_RST, DROP_TCP_MINTTL, DROP_TCP_REQ_LIMITED, DROP_TCP_REQ_NOACK,
-    DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS, DROP_TCP_RFC7323_TSECR, NS_PER_MS, NS_PER_SEC, OPT_TS, REF_SHIFT,
-    TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN, TM_REQ, idx_t, int32_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t,
+    DROP_HOOK, DROP_ICMP_OOW, DROP_NONE, DROP_NO_SOCKET, DROP_POOL_TCB, DROP_TCP_DEFER_ACCEPT, DROP_TCP_FLAGS,
+    DROP_TCP_INVALID_SYN, DROP_TCP_LISTEN_OVERFLOW, DROP_TCP_NO_ROUTE, DROP_TCP_LISTEN_RST, DROP_TCP_MINTTL,
+    DROP_TCP_REQ_LIMITED, DROP_TCP_REQ_NOACK, DROP_TCP_REQ_OOW, DROP_TCP_RESET, DROP_TCP_RFC7323_PAWS,
+    DROP_TCP_RFC7323_TSECR, NS_PER_MS, NS_PER_SEC, OPT_TS, REF_SHIFT, TCP_SYN_RECV, TH_ACK, TH_FIN, TH_RST, TH_SYN,
+    TM_REQ, idx_t, int32_t, ns_t, seg_t, uint8_t, uint16_t, uint32_t, unlikely,
 )
 from ustack.core.wheel cimport wheel_arm
 
@@ -63,7 +64,7 @@ cdef inline int child_process_(engine_t* e, tcb_t* parent, tcb_t* child, seg_t* 
     # tcp_child_process: the segment that made the child is its first; the listener is readable once the child has left SYN_RECV.
     cdef uint32_t segs = 1
     cdef int reason
-    if s.gso_size != 0 and s.len > s.gso_size:
+    if unlikely(s.gso_size != 0) and s.len > s.gso_size:
         segs = (s.len + s.gso_size - 1) // s.gso_size
     child.segs_in += segs
     if s.len != 0:
@@ -225,7 +226,7 @@ cdef inline int req_promote_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint s
             return asked
         if acceptq_is_full(lst_at(e, lsk.listener)):
             room = listenhook(e, QUEUE_ACCEPT_ACK, lsk.listener, s, NULL, NULL)
-    if rq.ext != 0 and ext_at(e, rq.ext).has_tos:
+    if unlikely(rq.ext != 0) and ext_at(e, rq.ext).has_tos:
         tos = ext_at(e, rq.ext).tos
     child = tcp_create_child(e, lsk, rq, ri, s, tos, room == HOOK_ACCEPT)
     if child == NULL:
@@ -260,7 +261,7 @@ cdef inline int req_flags_(engine_t* e, tcb_t* lsk, idx_t ri, seg_t* s, bint saw
     cdef uint32_t flg = s.flags & (TH_RST | TH_SYN | TH_ACK)
     if s.seq == rq.risn:
         flg &= ~<uint32_t>TH_SYN
-    if flg & TH_RST and s.seq != rq.risn + 1:
+    if unlikely(flg & TH_RST) and s.seq != rq.risn + 1:
         if not req_limited_(e, rq, s, MIB_TcpExtTCPACKSkippedChallenge, False):
             mib_inc(&e.stats, MIB_TcpExtTCPChallengeACK)
             req_send_ack_(e, rq, s)

@@ -14,7 +14,7 @@ from libc.stdlib cimport malloc
 from libc.string cimport memcpy
 
 from ustack.core.seqno cimport ilog2_u32, u32_max, u32_min
-from ustack.core.types cimport E_NOMEM
+from ustack.core.types cimport E_NOMEM, likely, unlikely
 
 cdef extern from *:
     """
@@ -63,7 +63,7 @@ cdef inline int ring_resize_(ring_t* r, uint32_t base_seq, uint32_t used_span, u
     cdef uint32_t n
     if buf == NULL:
         return -E_NOMEM
-    if r.size == 0:
+    if unlikely(r.size == 0):
         used_span = 0                   # a SYN counts in the span and has no byte
     while used_span != 0:
         n = u32_min(r.size - (base_seq & (r.size - 1)), size - (base_seq & (size - 1)))
@@ -82,7 +82,7 @@ cdef inline int ring_reserve(ring_t* r, uint32_t base_seq, uint32_t used_span, u
     # Makes room for need_span bytes from base_seq on. *old is the replaced buffer or NULL.
     cdef uint32_t size
     old[0] = NULL
-    if need_span <= r.size:
+    if likely(need_span <= r.size):
         return 0
     size = ring_round_(need_span)
     if size == 0:
@@ -122,7 +122,7 @@ cdef inline void ring_write(ring_t* r, uint32_t seq, const uint8_t* p, uint32_t 
     at = seq & (r.size - 1)
     first = u32_min(n, r.size - at)
     memcpy(r.buf + at, p, first)
-    if n != first:
+    if unlikely(n != first):
         memcpy(r.buf, p + first, n - first)
 
 
@@ -135,5 +135,5 @@ cdef inline void ring_read(const ring_t* r, uint32_t seq, uint8_t* out, uint32_t
     at = seq & (r.size - 1)
     first = u32_min(n, r.size - at)
     memcpy(out, r.buf + at, first)
-    if n != first:
+    if unlikely(n != first):
         memcpy(out + first, r.buf, n - first)

@@ -20,7 +20,8 @@ from ustack.core.state cimport (
 from ustack.core.tcb cimport tcb_t
 from ustack.core.types cimport (
     DROP_IP_INADDRERRORS, DROP_IP_INVALID_DEST, DROP_IP_INVALID_SOURCE, DROP_IP_LOCAL_SOURCE, E_ACCES, E_ADDRNOTAVAIL,
-    E_HOSTUNREACH, E_INVAL, E_NETUNREACH, E_NOBUFS, E_NOENT, NS_PER_MS, NS_PER_SEC, idx_t, int16_t, ns_t, uint8_t, uint16_t, uint32_t,
+    E_HOSTUNREACH, E_INVAL, E_NETUNREACH, E_NOBUFS, E_NOENT, NS_PER_MS, NS_PER_SEC, idx_t, int16_t, ns_t, uint8_t,
+    uint16_t, uint32_t, likely, unlikely,
 )
 
 cdef enum:
@@ -153,7 +154,7 @@ cdef inline void dst_learn_(engine_t* e, dst_t* d, uint32_t addr) noexcept nogil
         d.kind |= DST_MULTICAST
     d.err = 0
     d.rt = RT_LOCAL
-    if d.kind & DST_LOCAL:
+    if unlikely(d.kind & DST_LOCAL):
         return
     r = fib_lookup(e, addr)
     d.err = <int16_t>fib_errno_(r)
@@ -163,7 +164,7 @@ cdef inline void dst_learn_(engine_t* e, dst_t* d, uint32_t addr) noexcept nogil
 cdef inline const dst_t* dst_of(engine_t* e, uint32_t addr) noexcept nogil:
     # What addr is to us, and the route to it. Valid until the next call. Under the engine's lock only.
     cdef dst_t* d = &e.dst_memo[(addr * <uint32_t>0x9e3779b1ULL) >> 26]
-    if d.addr != addr or d.gen != e.rt_gen:
+    if unlikely(d.addr != addr) or unlikely(d.gen != e.rt_gen):
         dst_learn_(e, d, addr)
     return d
 
@@ -309,7 +310,7 @@ cdef inline pmtu_t* pmtu_find(engine_t* e, uint32_t dst) noexcept nogil:
     # The live exception of a destination, or NULL.
     cdef idx_t i
     cdef pmtu_t* p
-    if e.pmtu.used == 0:
+    if likely(e.pmtu.used == 0):
         return NULL
     i = e.pmtu_hash[pmtu_slot_(dst)]
     while i != 0:
@@ -491,7 +492,7 @@ cdef inline int route_lookup(engine_t* e, uint32_t saddr, uint32_t daddr, route_
 cdef inline int sk_route(engine_t* e, tcb_t* sk) noexcept nogil:
     # Makes sk.rt current. 0 or -errno (then sk.rt is 0 and the search is repeated at the next call).
     cdef int rc
-    if sk.rt_gen == e.rt_gen and sk.rt != 0:
+    if likely(sk.rt_gen == e.rt_gen) and likely(sk.rt != 0):
         return 0
     rc = route_find_(e, sk.en.faddr, &sk.rt)
     if rc == 0 and sk.en.laddr != 0 and not is_local(e, sk.en.laddr):

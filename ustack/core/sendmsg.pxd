@@ -28,8 +28,9 @@ from ustack.core.tcb cimport (
 )
 from ustack.core.txstamp cimport tcp_tx_timestamp
 from ustack.core.types cimport (
-    E_AGAIN, E_ALREADY, E_CONNABORTED, E_INPROGRESS, E_INVAL, E_ISCONN, E_NOBUFS, E_OPNOTSUPP, E_PIPE, MSG_EOR, MSG_FASTOPEN, MSG_MORE, MSG_OOB, MSG_ZEROCOPY,
-    TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_SYN_RECV, TCP_SYN_SENT, TH_PSH, idx_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t,
+    E_AGAIN, E_ALREADY, E_CONNABORTED, E_INPROGRESS, E_INVAL, E_ISCONN, E_NOBUFS, E_OPNOTSUPP, E_PIPE, MSG_EOR,
+    MSG_FASTOPEN, MSG_MORE, MSG_OOB, MSG_ZEROCOPY, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_SYN_RECV,
+    TCP_SYN_SENT, TH_PSH, idx_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, unlikely,
 )
 
 cdef enum:
@@ -74,7 +75,7 @@ cdef inline void tcp_remove_empty_skb(engine_t* e, tcb_t* sk) noexcept nogil:
 cdef inline idx_t send_new_record(engine_t* e, tcb_t* sk) noexcept nogil:
     """0: no room in the buffer, or no memory. The first record of an idle socket is made under any memory pressure."""
     cdef idx_t i
-    if not sk_stream_memory_free(e, sk, 0):
+    if unlikely(not sk_stream_memory_free(e, sk, 0)):
         return 0
     if not sq_empty(sk) and not sk_wmem_schedule(e, sk, FULL_SEGMENT_QUEUE):
         return 0
@@ -107,7 +108,7 @@ cdef inline int64_t send_fill(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t 
     while copied < n:
         i = sq_wq_tail(sk)
         room = <int64_t> size_goal - sr_at(e, i).len if i else 0
-        if room > 0 and zc and sr_at(e, i).zc and sr_at(e, i).zc != zc:
+        if room > 0 and zc and sr_at(e, i).zc and unlikely(sr_at(e, i).zc != zc):
             tcp_mark_push(sk, sr_at(e, i))      # a record holds one notification
             room = 0
         if room <= 0 or sr_at(e, i).eor:
@@ -230,7 +231,7 @@ cdef inline int64_t send_data(engine_t* e, tcb_t* sk, const uint8_t* p, int64_t 
     cdef uint32_t goal
     cdef int64_t copied
     cdef int err
-    if flags & MSG_FASTOPEN or sk.defer_connect:
+    if unlikely(flags & MSG_FASTOPEN) or unlikely(sk.defer_connect):
         e.fo_zc = zc
         err = tcp_sendmsg_fastopen(e, sk, p, n, addr, port, &copied_syn)
         if err == -E_INPROGRESS and copied_syn > 0:

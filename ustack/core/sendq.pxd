@@ -11,7 +11,8 @@
 # Used by everything that sends or acknowledges; knows nothing of segments on the wire.
 
 from ustack.core.types cimport (
-    E_NOMEM, NS_PER_MS, TH_ACK, TH_FIN, TH_PSH, TH_SYN, idx_t, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    E_NOMEM, NS_PER_MS, TH_ACK, TH_FIN, TH_PSH, TH_SYN, idx_t, int32_t, int64_t, ns_t, uint8_t, uint16_t, uint32_t,
+    uint64_t, likely,
 )
 from ustack.core.errq cimport zc_attach, zc_put
 from ustack.core.pool cimport pool_alloc, pool_free
@@ -420,7 +421,7 @@ cdef inline void sk_stream_write_space(engine_t* e, tcb_t* sk) noexcept nogil:
 
 cdef inline void tcp_check_space(engine_t* e, tcb_t* sk) noexcept nogil:
     """Memory or window was freed: if a writer waits, grow the buffer and let it go on."""
-    if not sk.sflags & SF_NOSPACE or sk.sflags & SF_DEAD:
+    if likely(not sk.sflags & SF_NOSPACE) or sk.sflags & SF_DEAD:
         return
     if tcp_should_expand_sndbuf(e, sk):
         tcp_sndbuf_expand(e, sk)

@@ -5,7 +5,7 @@
 # and tcp_mem limits refuse memory. Invariants: fwd_alloc + rmem_alloc + what the send queue charged is a multiple of
 # the page size, and the sum over all sockets is e.mem_pages. Called by rcvq, sendq and sock.
 
-from ustack.core.types cimport int32_t, int64_t
+from ustack.core.types cimport int32_t, int64_t, likely, unlikely
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
 
@@ -29,18 +29,18 @@ cdef inline void sk_mem_reserve_(engine_t* e, tcb_t* sk, int32_t pages) noexcept
 
 cdef inline void sk_forced_mem_schedule(engine_t* e, tcb_t* sk, int32_t size) noexcept nogil:
     """The reserve holds size afterwards, whatever the limits say."""
-    if size > sk.fwd_alloc:
+    if unlikely(size > sk.fwd_alloc):
         sk_mem_reserve_(e, sk, sk_mem_pages(size - sk.fwd_alloc))
 
 
 cdef inline bint sk_mem_schedule_(engine_t* e, tcb_t* sk, int32_t size, int64_t have, int64_t least) noexcept nogil:
     # have < least: a socket below its minimum is served under any pressure.
     cdef int32_t pages
-    if size <= sk.fwd_alloc:
+    if likely(size <= sk.fwd_alloc):
         return True
     pages = sk_mem_pages(size - sk.fwd_alloc)
     sk_mem_reserve_(e, sk, pages)
-    if e.mem_pages <= e.cfg.tcp_mem_min:
+    if likely(e.mem_pages <= e.cfg.tcp_mem_min):
         e.mem_pressure = 0
         return True
     if e.mem_pages > e.cfg.tcp_mem_def:
@@ -78,5 +78,5 @@ cdef inline void sk_mem_uncharge(engine_t* e, tcb_t* sk, int32_t size) noexcept 
         pages = sk.fwd_alloc >> SK_PAGE_SHIFT
         sk.fwd_alloc -= pages << SK_PAGE_SHIFT
         e.mem_pages -= pages
-        if e.mem_pressure and e.mem_pages < e.cfg.tcp_mem_min:
+        if unlikely(e.mem_pressure) and e.mem_pages < e.cfg.tcp_mem_min:
             e.mem_pressure = 0

@@ -7,8 +7,9 @@
 # - ring memory is never freed here, it goes to the garbage list: a frame may still point into it.
 
 from ustack.core.types cimport (
-    KIND_TCB, NS_PER_SEC, REF_SHIFT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_SYN_RECV, TCP_SYN_SENT, TM_COMPACK, TM_DELACK, TM_KEEP,
-    TM_PACE, TM_RETRANS, flow_t, idx_t, ns_t, ref_t, seg_t, uint32_t, uint64_t, uint8_t,
+    KIND_TCB, NS_PER_SEC, REF_SHIFT, TCP_CLOSE, TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_SYN_RECV, TCP_SYN_SENT,
+    TM_COMPACK, TM_DELACK, TM_KEEP, TM_PACE, TM_RETRANS, flow_t, idx_t, ns_t, ref_t, seg_t, uint32_t, uint64_t,
+    uint8_t, likely, unlikely,
 )
 from ustack.core.access cimport (
     ext_at, grp_at, lst_at, ref_idx, ref_kind, ref_of, rr_at, sk_at, sk_fport, sk_handle, sk_los, sk_los_put, sk_lport, sk_opt, sk_set_cc,
@@ -42,7 +43,7 @@ cdef enum:
 cdef inline void tcp_segs_in(tcb_t* sk, const seg_t* s) noexcept nogil:
     """Count a received segment; one that the link merged counts as what came over the wire."""
     cdef uint32_t n = 1
-    if s.gso_size != 0 and s.len > s.gso_size:
+    if unlikely(s.gso_size != 0) and s.len > s.gso_size:
         n = (s.len + s.gso_size - 1) // s.gso_size
     sk.segs_in += n
     if s.len != 0:
@@ -269,7 +270,7 @@ cdef inline void sk_rings_idle(engine_t* e, tcb_t* sk) noexcept nogil:
     if size > KEPT_ONE:
         sk_rings_release(e, sk)
         return
-    if sk.rings_kept:
+    if likely(sk.rings_kept):
         return
     while e.kept_n == RINGS_KEPT or e.kept_bytes + size > KEPT_BYTES:
         sk_kept_drop_(e)
@@ -383,7 +384,7 @@ cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
     sk_purge_send(e, sk)
     tcp_fastopen_active_disable_ofo_check(e, sk)
     sk_purge_recv(e, sk)
-    while sk.waiters:
+    while unlikely(sk.waiters):
         waiter_finish(e, sk.waiters, WT_WOKEN)
     if sk.sflags & SF_IN_READY:
         i = e.ready
@@ -406,7 +407,7 @@ cdef inline void sk_free(engine_t* e, tcb_t* sk) noexcept nogil:
         pool_free(&e.ext, sk.opt.ip_opt)
     if sk.opt.fo_keys:
         pool_free(&e.ext, sk.opt.fo_keys)
-    while sk.opt.errq_head:
+    while unlikely(sk.opt.errq_head):
         i = ext_at(e, sk.opt.errq_head).next
         pool_free(&e.ext, sk.opt.errq_head)
         sk_opt(e, sk).errq_head = i

@@ -19,7 +19,7 @@ from ustack.core.ring cimport ring_free
 from ustack.core.seqno cimport u32_max, u32_min
 from ustack.core.wake cimport garbage_put
 from ustack.core.state cimport engine_t
-from ustack.core.types cimport E_NOMEM, TH_CWR, TH_FIN, TH_PSH, idx_t, uint8_t, uint16_t, uint32_t
+from ustack.core.types cimport E_NOMEM, TH_CWR, TH_FIN, TH_PSH, idx_t, uint8_t, uint16_t, uint32_t, unlikely
 from ustack.core.wire cimport get16, get32, put16, put32, wire_ip_csum_set
 
 cdef enum:
@@ -45,7 +45,7 @@ cdef inline txframe_t* tx_frame(engine_t* e) noexcept nogil:
     cdef txframe_t* grown
     cdef txframe_t* f
     cdef uint32_t cap
-    if e.tx_n == e.tx_cap:
+    if unlikely(e.tx_n == e.tx_cap):
         cap = e.tx_cap * 2 if e.tx_cap else TX_MIN_FRAMES
         grown = <txframe_t*> realloc(e.tx, cap * sizeof(txframe_t))
         if grown == NULL:

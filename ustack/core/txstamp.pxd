@@ -11,7 +11,7 @@ from ustack.core.seqno cimport before
 from ustack.core.access cimport sr_at
 from ustack.core.state cimport engine_t
 from ustack.core.tcb cimport tcb_t
-from ustack.core.types cimport idx_t, uint8_t, uint32_t
+from ustack.core.types cimport idx_t, uint8_t, uint32_t, likely
 
 cdef enum:
     # srec_t.tstamp_flags
@@ -35,7 +35,7 @@ cdef inline void tcp_tx_timestamp(engine_t* e, tcb_t* sk) noexcept nogil:
     cdef srec_t* r
     cdef uint32_t want = sk.opt.tsflags
     cdef uint8_t flags = 0
-    if i == 0 or not want & (SOF_TX_SOFTWARE | SOF_TX_SCHED | SOF_TX_ACK):
+    if likely(i == 0) or not want & (SOF_TX_SOFTWARE | SOF_TX_SCHED | SOF_TX_ACK):
         return
     if want & SOF_TX_SCHED:
         flags |= SRT_SCHED

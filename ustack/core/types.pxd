@@ -6,6 +6,12 @@
 
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+# Which way a branch goes nearly always: what is rare then lies beside the path of an ordinary packet, not between its instructions. The
+# path is as long as a core's instruction cache, so what lies between costs time though it is never run. (Macros of every Cython module.)
+cdef extern from *:
+    bint likely(bint) noexcept nogil
+    bint unlikely(bint) noexcept nogil
+
 ctypedef int64_t ns_t           # a time or a duration in nanoseconds; times are monotonic, given by the driver
 ctypedef uint32_t idx_t         # index into a pool; 0 is "none" (slot 0 of a pool is never handed out)
 ctypedef uint32_t ref_t         # a typed index: kind << 28 | index; 0 is "none"

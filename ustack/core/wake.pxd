@@ -6,7 +6,7 @@
 from libc.stdlib cimport realloc
 from libc.string cimport memset
 
-from ustack.core.types cimport NS_PER_SEC, REF_SHIFT, TM_WAITER, idx_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from ustack.core.types cimport NS_PER_SEC, REF_SHIFT, TM_WAITER, idx_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t, likely
 from ustack.core.access cimport sk_at, wait_at
 from ustack.core.records cimport WT_TIMEDOUT, WT_WOKEN, waiter_t
 from ustack.core.ring cimport ring_free
@@ -38,7 +38,7 @@ cdef enum:
 cdef inline event_t* ev_push(engine_t* e, uint16_t kind, uint16_t arg) noexcept nogil:
     """A zeroed slot of the event ring, or NULL if nobody listens. The oldest event is overwritten and counted as lost."""
     cdef event_t* ev
-    if e.ev_cap == 0:
+    if likely(e.ev_cap == 0):
         return NULL
     if e.ev_n == e.ev_cap:
         e.ev_head = (e.ev_head + 1) % e.ev_cap
@@ -83,7 +83,7 @@ cdef inline void garbage_put(engine_t* e, void* p) noexcept nogil:
     """Free p later: after the driver has written out every frame that may point into it."""
     cdef void** grown
     cdef uint32_t cap
-    if p == NULL:
+    if likely(p == NULL):
         return
     if e.garbage_n == e.garbage_cap:
         cap = e.garbage_cap * 2 if e.garbage_cap else 64

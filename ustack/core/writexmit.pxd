@@ -25,7 +25,7 @@ from ustack.core.tcb cimport (
     TCP_NAGLE_PUSH, tcb_t,
 )
 from ustack.core.types cimport (
-    NS_PER_MS, NS_PER_SEC, NS_PER_US, TH_FIN, idx_t, ns_t, uint16_t, uint32_t,
+    NS_PER_MS, NS_PER_SEC, NS_PER_US, TH_FIN, idx_t, ns_t, uint16_t, uint32_t, likely, unlikely,
 )
 from ustack.core.xmit cimport tcp_pacing_check, tcp_reset_xmit_timer_paced, tcp_transmit_skb
 
@@ -159,7 +159,7 @@ cdef inline bint tcp_schedule_loss_probe(engine_t* e, tcb_t* sk, bint advancing_
     if ((e.cfg.tcp_early_retrans != 3 and e.cfg.tcp_early_retrans != 4) or sk.packets_out == 0 or not tcp_is_sack(sk)
             or (sk.ca_state != TCP_CA_OPEN and sk.ca_state != TCP_CA_CWR)):
         return False
-    if sk.rtt.srtt_us:
+    if likely(sk.rtt.srtt_us):
         timeout = <ns_t> (sk.rtt.srtt_us >> 2) * NS_PER_US
         timeout += sk_rto_min(e, sk) if sk.packets_out == 1 else TCP_TIMEOUT_MIN_NS
     else:
@@ -178,7 +178,7 @@ cdef inline void tcp_grow_skb(engine_t* e, tcb_t* sk, idx_t i, uint32_t amount) 
     cdef idx_t j = r.next
     cdef srec_t* b
     cdef uint32_t n
-    if j == 0:
+    if likely(j == 0):
         return
     b = sr_at(e, j)
     if not sr_can_merge(r, b):
@@ -274,7 +274,7 @@ cdef inline bint tcp_write_xmit(engine_t* e, tcb_t* sk, uint32_t mss, uint32_t n
 
 cdef inline bint xmit_done(engine_t* e, tcb_t* sk, uint32_t sent, bint is_cwnd_limited, bint is_rwnd_limited,
                            int push_one) noexcept nogil:
-    if is_rwnd_limited:
+    if unlikely(is_rwnd_limited):
         tcp_chrono_start(e, sk, CHRONO_RWND_LIMITED)
     else:
         tcp_chrono_stop(e, sk, CHRONO_RWND_LIMITED)

@@ -34,8 +34,8 @@ from ustack.core.tcb cimport (
     ICSK_ACK_SCHED, MAX_TCP_OPTION_SPACE, SF_NO_RINGS, TCP_ECN_DEMAND_CWR, TCP_ECN_OK, TCP_ECN_QUEUE_CWR, tcb_t,
 )
 from ustack.core.types cimport (
-    E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_PSH, TH_RST, TH_SYN, TH_URG,
-    idx_t, int64_t, ns_t, sackblk_t, uint8_t, uint16_t, uint32_t, uint64_t,
+    E_HOSTUNREACH, E_NOBUFS, NS_PER_MS, NS_PER_SEC, TCP_CLOSE, TH_ACK, TH_CWR, TH_ECE, TH_FIN, TH_PSH, TH_RST, TH_SYN,
+    TH_URG, idx_t, int64_t, ns_t, sackblk_t, uint8_t, uint16_t, uint32_t, uint64_t, likely, unlikely,
 )
 from ustack.core.wheel cimport wheel_arm, wheel_armed, wheel_disarm
 from ustack.core.wire cimport (
@@ -82,7 +82,7 @@ cdef inline void tcp_dec_quickack_mode(tcb_t* sk) noexcept nogil:
 
 
 cdef inline void tcp_event_ack_sent(engine_t* e, tcb_t* sk, uint32_t rcv_nxt) noexcept nogil:
-    if sk.compressed_ack:
+    if unlikely(sk.compressed_ack):
         mib_add(&e.stats, MIB_TcpExtTCPAckCompressed, sk.compressed_ack)
         sk.compressed_ack = 0
         wheel_disarm(&e.wheel, sk_compack_id(sk))
@@ -160,7 +160,7 @@ cdef inline uint32_t tcp_ecn_send(engine_t* e, tcb_t* sk, const srec_t* r) noexc
     """ECN of a segment without SYN (facts J13): new data is ECT(0) and carries a CWR that is due; everything else is Not-ECT, unless the
     congestion control needs ECN. The codepoint stays in sk.tos, as getsockopt shows. Returns flags to add."""
     cdef uint32_t flags = 0
-    if not sk.ecn_flags & TCP_ECN_OK:
+    if likely(not sk.ecn_flags & TCP_ECN_OK):
         return 0
     if r.len and not before(r.seq, sk.snd_nxt):
         sk.tos = (sk.tos & ~<uint8_t> INET_ECN_MASK) | INET_ECN_ECT_0
@@ -176,7 +176,7 @@ cdef inline uint32_t tcp_ecn_send(engine_t* e, tcb_t* sk, const srec_t* r) noexc
 
 cdef inline uint32_t tcp_urg_of(const tcb_t* sk, const srec_t* r) noexcept nogil:
     """Urgent pointer of the segment, 0 for none. A byte further away than the field reaches is announced as 0xffff."""
-    if not tcp_urg_mode(sk) or not before(r.seq, sk.snd_up):
+    if likely(not tcp_urg_mode(sk)) or not before(r.seq, sk.snd_up):
         return 0
     if before(sk.snd_up, r.seq + 0x10000):
         return sk.snd_up - r.seq
@@ -190,7 +190,7 @@ cdef inline uint8_t sk_out_ttl(engine_t* e, const tcb_t* sk) noexcept nogil:
     cdef const route_t* rt = sk_rt(e, <tcb_t*> sk)
     if sk.ttl:
         return sk.ttl
-    if rt != NULL and rt.hoplimit:
+    if rt != NULL and unlikely(rt.hoplimit):
         return <uint8_t> rt.hoplimit
     return <uint8_t> e.cfg.ip_default_ttl
 
@@ -202,18 +202,18 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
     cdef uint8_t* p
     cdef uint32_t doff = TCP_HLEN + optlen
     cdef reqext_t* x = NULL
-    if sk_route(e, sk) != 0:
+    if unlikely(sk_route(e, sk) != 0):
         mib_inc(&e.stats, MIB_IpOutNoRoutes)
         return -E_HOSTUNREACH
-    if e.tx_refuse:
+    if unlikely(e.tx_refuse):
         return 1
-    if sk.opt.ip_opt:
+    if unlikely(sk.opt.ip_opt):
         x = ext_at(e, sk.opt.ip_opt)
         if x.ipopt_time:
             put32(&x.ipopt[x.ipopt_time], inet_current_timestamp(e))
     f = ipout_frame(e, sk.en.laddr, sk.en.faddr, doff + r.len, sk.inet_id, sk_dont_fragment(e, sk), sk_out_ttl(e, sk), IPPROTO_TCP,
                     sk.tos, &x.ipopt[0] if x != NULL else NULL, sk.ext_hdr_len)
-    if f == NULL:
+    if unlikely(f == NULL):
         return -E_NOBUFS
     sk.inet_id += r.pcount
     p = f.hdr + f.hlen
@@ -223,7 +223,7 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
     f.hlen += doff
     f.flags |= TXF_CSUM_PARTIAL
     if r.len:
-        if sk.sflags & SF_NO_RINGS:
+        if unlikely(sk.sflags & SF_NO_RINGS):
             f.p0 = pattern_at(sr_payload_seq(r) - sk.iss - 1)
             f.l0 = r.len
         else:
@@ -237,7 +237,7 @@ cdef inline void tcp_update_after_send(engine_t* e, tcb_t* sk, srec_t* r, idx_t 
     """The record now is the one sent last; a paced socket may send the next one when this one's time has passed."""
     cdef uint64_t cost
     cdef uint64_t credit
-    if sk_paced(sk) and sk.pacing_rate != <uint64_t> -1 and sk.pacing_rate != 0 and sk.data_segs_out >= PACING_FREE_SEGS:
+    if unlikely(sk_paced(sk)) and sk.pacing_rate != <uint64_t> -1 and sk.pacing_rate != 0 and sk.data_segs_out >= PACING_FREE_SEGS:
         cost = <uint64_t> r.len * <uint64_t> NS_PER_SEC // sk.pacing_rate
         credit = <uint64_t> (sk.tcp_wstamp - prior_wstamp)
         # A timer that came late is made good, by at most half the cost.
@@ -259,9 +259,9 @@ cdef inline int tcp_transmit_skb_(engine_t* e, tcb_t* sk, srec_t* r, idx_t i, ui
         sk.tcp_wstamp = e.now
     r.tx_time = sk.tcp_wstamp
     urg = tcp_urg_of(sk, r)
-    if urg:
+    if unlikely(urg):
         flags |= TH_URG
-    if flags & TH_SYN:
+    if unlikely(flags & TH_SYN):
         optlen = tcp_syn_options(e, sk, r.tx_time, opts)
         wnd = u32_min(sk.rcv_wnd, 65535)
     else:
@@ -280,12 +280,12 @@ cdef inline int tcp_transmit_skb_(engine_t* e, tcb_t* sk, srec_t* r, idx_t i, ui
         mib_add(&e.stats, MIB_TcpOutSegs, r.pcount)
     sk.segs_out += r.pcount
     err = tcp_queue_xmit(e, sk, r, flags, rcv_nxt, wnd, urg, opts, optlen)
-    if err > 0:
+    if unlikely(err > 0):
         tcp_enter_cwr(e, sk)
     if err == 0 and i:
-        if r.tstamp_flags:
+        if unlikely(r.tstamp_flags):
             tcp_sent_tstamp(e, sk, r)
-        if r.zc:
+        if unlikely(r.zc):
             ext_at(e, r.zc).zc_copied = 1
         tcp_update_after_send(e, sk, r, i, prior_wstamp)
         tcp_rate_skb_sent(e, sk, r)
