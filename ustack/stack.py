@@ -43,7 +43,8 @@ class Stack:
     queues   engine threads, one per queue of the link (default: as many as the link has). Each is a stack of its own with the same keys
              ("shard"): connections belong to the shard on whose queue they came, those the program opens to the first. Limits, accept
              queues, caches and counters are per shard; a listener is one on each, accept() takes from any.
-    busy_poll_us  read on for so long after a packet before an engine thread sleeps, while packets come that close together.
+    busy_poll_us  read on for so long after a packet before an engine thread sleeps, while packets come that close together. 0: never.
+             Default: 50 us at most, and only while that costs no more CPU time than the sleeps that it saves.
     parity   never share an ACK between the segments of a batch (on an engine thread; in virtual time nothing is ever shared).
     default_route  every unicast destination is reachable through the link; False: only prefixes of addresses and routes added.
     """
@@ -52,7 +53,7 @@ class Stack:
                  seed: int | bytes | None = None, name: str | None = None, clock: VirtualClock | None = None,
                  ehash_entries: int | None = None, mtu: int | None = None, wall_offset_ns: int | None = None,
                  cookie_phase_ns: int = 0, default_route: bool = True, limits: Mapping[str, int] | None = None,
-                 queues: int | None = None, busy_poll_us: float = 0, parity: bool = False) -> None:
+                 queues: int | None = None, busy_poll_us: float | None = None, parity: bool = False) -> None:
         self.name = name or f"stack{next(_names)}"
         self.stopped = False
         self.default_timeout: float | None = None

@@ -29,6 +29,12 @@ cdef enum:
     YIELDED_NS = 3000           # a yield that took less was refused: nobody else wants the core
     STARVED_NS = 2000000        # one that took more, without a call of the program in the end, gave the core to a stranger ...
     SHY_NS = 20000000           # ... and is not tried again for so long
+    LINGER_NS = 50000           # before a sleep the link is read on for so long ...
+    SLEEP_NS = 30000            # ... at the expense of the sleeps that it saves, which cost so much: switches, and an idle core's waking ...
+    LINGER_TRY_NS = 500         # ... and so much per sleep, to find out again whether it pays:
+    LINGER_TRIES = 20           # several times in a row, because cores that are woken often wake up faster
+    LONE_LEAST = 4              # lone packets in a row, after which the next is expected to be one
+    LONE_MOST = 32              # ... and after which that is looked at again
 
 cdef struct loop_t:
     engine_t* e
@@ -48,13 +54,22 @@ cdef struct loop_t:
     group_t* group                      # NULL: the only engine of its stack
     msg_t* inbox                        # what other shards passed on to us
     uint32_t wake                       # shards that we passed something to
-    ns_t busy                           # how long to read on after the last packet before sleeping, 0: not at all
+    ns_t busy                           # how long to read on after the last packet before sleeping, 0: LINGER_NS if that pays
+    bint hurries                        # ... or not at all
+    ns_t saved                          # time by which lingering has been cheaper than the sleeps in its place, at most LINGER_TRIES * LINGER_NS
+    bint lingers                        # until nothing is saved any more, then not until everything is
+    bint fresh                          # the turn before had packets
     ns_t last_rx                        # when the last packet came
     bint lively                         # packets come so close together that reading on pays
+    uint32_t lone                       # lone packets in a row: nothing else had come when they were answered
+    bint after_lone                     # the last batch was one packet: what the next read finds counts
+    bint slept                          # since now was last taken
     int stop
     uint64_t turns
     uint64_t sleeps
     uint64_t yields
+    uint64_t lingered                   # sleeps put off ...
+    uint64_t saved_sleeps               # ... and not needed
     ns_t shy_until                      # no yields before
     uint32_t run                        # packets since run_at
     ns_t run_at
@@ -326,9 +341,10 @@ cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
             ts.tv_sec = left // 1000000000
             ts.tv_nsec = left % 1000000000
     l.sleeps += 1
+    count_linger(l, LINGER_TRY_NS)
     c_ppoll(p, 2, NULL if t == NS_NEVER else &ts, NULL)
     atomic_swap(&l.s.sleeping, 0)
-    l.s.idle_at = clock_ns()
+    l.slept = True
     if p[0].revents:
         sys_read(l.s.wake_fd, &count, 8)
 
@@ -355,6 +371,62 @@ cdef void note_arrival(loop_t* l, ns_t now) noexcept nogil:
     l.last_rx = now
 
 
+cdef inline bint at_work_here(loop_t* l, ns_t now) noexcept nogil:
+    """Has the program made a call on this core lately?"""
+    return l.s.user_cpu == l.s.engine_cpu and now - l.s.called_at <= HOLD_NS
+
+
+cdef inline bint may_linger(loop_t* l, ns_t now) noexcept nogil:
+    return l.lingers and l.n_stages == 0 and not at_work_here(l, now)
+
+
+cdef inline void count_linger(loop_t* l, ns_t gain) noexcept nogil:
+    l.saved += gain
+    if l.saved >= LINGER_TRIES * LINGER_NS:
+        l.saved = LINGER_TRIES * LINGER_NS
+        l.lingers = not l.hurries
+    elif l.saved < LINGER_NS:
+        l.lingers = False
+
+
+cdef uint32_t linger(loop_t* l, ns_t* now) noexcept nogil:
+    """A sleep costs more than the switches: an idle core has to wake up. So it pays to read on shortly where the next packet tends to come in less
+    time than that costs. What it has cost is set against the sleeps that it has saved: lingering takes no more CPU time than they would, plus
+    LINGER_TRY_NS per sleep. How many packets came, as busy_poll."""
+    cdef ns_t began = now[0]
+    cdef uint32_t n = 0
+    cdef bint work = False
+    while n == 0 and not work and now[0] - began < LINGER_NS:
+        cpu_relax()
+        n = dev_read_batch(&l.dev, l.e, now[0])
+        now[0] = clock_ns()
+        work = loop_has_work(l, now[0])
+    l.lingered += 1
+    l.saved_sleeps += 1 if n or work else 0
+    count_linger(l, (SLEEP_NS if n or work else 0) - (now[0] - began))
+    return n
+
+
+cdef bint foresees_sleep(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
+    """Is a batch of n packets a lone one, so that the thread may sleep when it is served, without the read and the turn that find nothing?
+    Learned from the reads that found nothing, and looked at again now and then: a packet that has come all the same ends the sleep at once."""
+    if l.after_lone:
+        l.lone = l.lone + 1 if n == 0 else 0
+        l.after_lone = False
+    if n != 1:
+        if n:
+            l.lone = 0
+        return False
+    if LONE_LEAST <= l.lone < LONE_MOST and not may_linger(l, now):
+        l.lone += 1
+        l.dev.quota = 1
+        return True
+    if l.lone >= LONE_MOST:
+        l.lone = LONE_LEAST - 1
+    l.after_lone = True
+    return False
+
+
 cdef inline bint shares_core(loop_t* l, ns_t now) noexcept nogil:
     """Are users' threads at work on this very core? Then each packet would take it from them and give it back: better to let them run until they
     have nothing left to do, or the scheduler thinks that it is our turn, and to serve all that came meanwhile."""
@@ -365,7 +437,7 @@ cdef inline bint shares_core(loop_t* l, ns_t now) noexcept nogil:
 
 cdef inline uint8_t what_is_due(loop_t* l, ns_t now, bint sleepy, bint last) noexcept nogil:
     """OWES_* that do not wait any longer: what the program, on this core, is about to answer does."""
-    if last or l.s.user_cpu != l.s.engine_cpu or now - l.s.called_at > HOLD_NS:
+    if last or not at_work_here(l, now):
         return OWES_ALL
     if shares_core(l, now) and not (sleepy and l.alone):
         return OWES_ACK
@@ -432,6 +504,9 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         take_link(l)
         l.s.engine_cpu = sched_getcpu()
         now = clock_ns()
+        if l.slept:
+            l.s.idle_at = now
+            l.slept = False
         if l.batch.n:
             write_batch(l, now)
         n = dev_read_batch(&l.dev, l.e, now)
@@ -440,6 +515,9 @@ cdef void loop_run(loop_t* l) noexcept nogil:
                 n = busy_poll(l, &now)
             if n:
                 note_arrival(l, now)
+        elif n == 0 and l.fresh and not last and may_linger(l, now):
+            n = linger(l, &now)
+        l.fresh = n != 0
         if n == BATCH:
             now = clock_ns()
         if l.n_stages:
@@ -451,6 +529,8 @@ cdef void loop_run(loop_t* l) noexcept nogil:
         sleepy = n == 0 and l.inbox == NULL and not last and l.n_late < BATCH
         if l.busy and l.lively and now - l.last_rx < l.busy:
             sleepy = False              # there was other work; go on reading
+        if foresees_sleep(l, n, now) and not (last or l.busy or l.n_stages or l.group != NULL or shares_core(l, now)):
+            sleepy = True
         due = what_is_due(l, now, sleepy, last)
         l.alone = False
         count_run(l, n, now)
@@ -487,7 +567,7 @@ cdef class Loop:
     vnet: a virtio_net_hdr stands in front of each packet; gso: super-segments and open checksums may go out.
     stages: Impairments, the one next to the stack first. coalesce: the segments of a batch share an ACK; False: each gets its own,
     as Linux without GRO. shards: the group that engine is one of. busy_poll_ns: read on for
-    so long after a packet before the thread sleeps.
+    so long after a packet before the thread sleeps; None: shortly, while that costs no more than the sleeps that it saves; 0: not at all.
     """
 
     cdef loop_t* l
@@ -497,7 +577,7 @@ cdef class Loop:
 
     def __cinit__(self, Engine engine not None, int fd, int wake_fd, *, kind="ip", bint vnet=False, bint gso=False, mac=None,
                   network=None, gateway=None, stages=(), bint coalesce=True, Shards shards=None,
-                  int64_t busy_poll_ns=0):
+                  busy_poll_ns=None):
         cdef uint32_t i
         cdef bytes raw
         cdef Impairment one
@@ -536,7 +616,9 @@ cdef class Loop:
             i += 1
         self.l.n_stages = i
         self.l.coalesce = coalesce
-        self.l.busy = 0 if stages else busy_poll_ns     # impaired packets have times of their own
+        self.l.busy = 0 if stages or busy_poll_ns is None else busy_poll_ns     # impaired packets have times of their own
+        self.l.hurries = busy_poll_ns == 0
+        count_linger(self.l, LINGER_TRIES * LINGER_NS)
         self.shards = shards
         if shards is not None:
             if stages:
@@ -584,7 +666,8 @@ cdef class Loop:
         return {
             "rx_packets": self.l.dev.rx_packets, "rx_bytes": self.l.dev.rx_bytes, "tx_packets": self.l.dev.tx_packets,
             "tx_bytes": self.l.dev.tx_bytes, "tx_errors": self.l.dev.tx_errors, "tx_dropped": self.l.dev.tx_dropped,
-            "turns": self.l.turns, "sleeps": self.l.sleeps, "yields": self.l.yields, "helped": self.l.helped, "direct": self.l.direct,
+            "turns": self.l.turns, "sleeps": self.l.sleeps, "yields": self.l.yields,
+            "lingered": self.l.lingered, "saved_sleeps": self.l.saved_sleeps, "helped": self.l.helped, "direct": self.l.direct,
             "failed": self.l.dev.failed,
         }
 

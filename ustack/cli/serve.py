@@ -53,15 +53,16 @@ def _link(tun: str, raw: str | None, queues: int) -> Link:
 @click.option("--mtu", type=click.IntRange(68, 65535), help="MTU (default: the device's).")
 @click.option("--queues", type=click.IntRange(1, MAX_QUEUES), default=1, show_default=True,
               help="Queues of the TUN device, with an engine thread each.")
-@click.option("--busy-poll", "busy_poll", metavar="USEC", type=click.FloatRange(0), default=0, show_default=True,
-              help="Read on for so long after a packet before the engine thread sleeps.")
+@click.option("--busy-poll", "busy_poll", metavar="USEC", type=click.FloatRange(0),
+              help="Read on for so long after a packet before the engine thread sleeps; 0: not at all. Default: shortly, while that costs no more\n"
+              "than the sleeps that it saves.")
 @click.option("--name", help="Name of the stack for ss and nstat (default: the device's name).")
 @click.option("--uploads", is_flag=True, help="http: let PUT write files into DIRECTORY.")
 @click.option("--ready-fd", type=int, help="Write a newline to this descriptor when listening, and close it.")
 @click.option("-q", "quiet", is_flag=True, help="No line per request.")
 @click.pass_context
 def serve(ctx: click.Context, service: str, directory: Path | None, tun: str, raw: str | None, address: str, port: int | None,
-          backlog: int, sysctls: tuple[str, ...], seed: str | None, mtu: int | None, queues: int, busy_poll: float,
+          backlog: int, sysctls: tuple[str, ...], seed: str | None, mtu: int | None, queues: int, busy_poll: float | None,
           name: str | None, uploads: bool, ready_fd: int | None, quiet: bool) -> None:
     """Serve http (the files of DIRECTORY), echo, discard or chargen from ustack until interrupted.
 

@@ -36,7 +36,7 @@ class ThreadedDriver:
     """Runs one engine against one link in real time."""
 
     def __init__(self, stack: Stack, engine: _fastpath.Engine, link: Link, port: Port, *, number: int = 0,
-                 shards: _fastpath.Shards | None = None, coalesce: bool = True, busy_poll_us: float = 0) -> None:
+                 shards: _fastpath.Shards | None = None, coalesce: bool = True, busy_poll_us: float | None = None) -> None:
         self.engine = engine
         self.link = link
         self._stack = weakref.ref(stack)
@@ -44,7 +44,7 @@ class ThreadedDriver:
         self.loop = _fastpath.Loop(
             engine, port.fd, self._wake, kind=port.kind, vnet=port.vnet, gso=port.gso, mac=port.mac,
             network=port.network, gateway=port.gateway, stages=tuple(port.stages), coalesce=coalesce, shards=shards,
-            busy_poll_ns=round(busy_poll_us * 1000),
+            busy_poll_ns=None if busy_poll_us is None else round(busy_poll_us * 1000),
         )
         self._thread = threading.Thread(target=self.loop.run, name=f"ustack {stack.name}" + (f"/{number}" if shards else ""), daemon=True)
         self._dead = False

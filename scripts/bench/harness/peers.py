@@ -1,6 +1,7 @@
 """The peers: how each is started. All serve echo (7), discard (9), chargen (19) and a minimal HTTP (80) on 198.51.100.2.
 
-A mode is what a row wants of the server: "tcp" (as a user would run it), "spin" (it may use its core whole), "cookies" (a small backlog, so
+A mode is what a row wants of the server: "tcp" (as a user would run it), "sleep" (it sleeps whenever it has nothing to do), "spin" (it may use its core
+whole), "cookies" (a small backlog, so
 that a flood is answered by cookies), "queue" (limits out of the way, so that each SYN gets an entry).
 """
 
@@ -36,7 +37,7 @@ class Peer(abc.ABC):
     name = ""
     title = ""
     version = ""
-    modes: tuple[str, ...] = ("tcp", "cookies", "queue", "many")
+    modes: tuple[str, ...] = ("tcp", "sleep", "cookies", "queue", "many")
     only: frozenset[str] | None = None      # rows it takes part in; None: all of its modes
     idle_is_free = True             # an idle server takes no CPU; one that does is stopped (SIGSTOP) while others are measured
     stretch = 1.0                   # samples this much longer, where little happens in the usual time
@@ -89,7 +90,7 @@ class Limit(Peer):
     """What the TUN device allows: a SYN reflector and an ideal TCP, in C."""
 
     name, title = "limit", "C limit"
-    modes = ("tcp", "spin", "cookies", "queue", "many", "memory")
+    modes = ("tcp", "sleep", "spin", "cookies", "queue", "many", "memory")
     vnet: tuple[str, ...] = ("-V",)
 
     def build(self) -> None:
@@ -116,7 +117,7 @@ class Kernel(Peer):
 
     name, title = "kernel", "Linux over veth"
     most_held = 10_000
-    modes = ("tcp", "spin", "cookies", "queue", "python", "memory")
+    modes = ("tcp", "sleep", "spin", "cookies", "queue", "python", "memory")
 
     def build(self) -> None:
         build.program("kernel")
@@ -162,7 +163,7 @@ class Ustack(Peer):
     """ustack on TUN: `ustack serve inetd`, the services built into the engine."""
 
     name, title = "ustack", "ustack"
-    modes = ("tcp", "spin", "cookies", "queue", "many", "core", "python", "memory")
+    modes = ("tcp", "sleep", "spin", "cookies", "queue", "many", "core", "python", "memory")
     SPIN_US = 100_000
 
     def build(self) -> None:
@@ -189,6 +190,8 @@ class Ustack(Peer):
             words += ["--sysctl", f"{key}={limit}"]
         if mode == "spin":
             words += ["--busy-poll", str(self.SPIN_US)]
+        elif mode == "sleep":
+            words += ["--busy-poll", "0"]
         return self.pinned(*words)
 
     def half_open(self, server: Server) -> int:
@@ -205,7 +208,7 @@ class Lwip(Peer):
     """lwIP, raw API on TUN. No segmentation offload, no SYN cookies, a backlog of 255."""
 
     name, title, version = "lwip", "lwIP", build.LWIP_VERSION
-    modes = ("tcp", "spin", "cookies", "memory")
+    modes = ("tcp", "sleep", "spin", "cookies", "memory")
     most_held = 900
 
     def build(self) -> None:
@@ -221,7 +224,7 @@ class Smoltcp(Peer):
     for each socket, and all others by RST."""
 
     name, title = "smoltcp", "smoltcp"
-    modes = ("tcp", "spin")
+    modes = ("tcp", "sleep", "spin")
 
     def build(self) -> None:
         build.smoltcp()
@@ -235,7 +238,7 @@ class Netstack(Peer):
     """gVisor's netstack on TUN (fd-based link, no offload there)."""
 
     name, title = "gvisor", "gVisor netstack"
-    modes = ("tcp", "cookies", "memory")
+    modes = ("tcp", "sleep", "cookies", "memory")
     most_held = 10_000
 
     def build(self) -> None:
@@ -250,7 +253,7 @@ class Pytcp(Peer):
     """PyTCP on TAP: pure Python, threads, a 1 ms tick."""
 
     name, title, version = "pytcp", "PyTCP", build.PYTCP_VERSION
-    modes = ("tcp", "cookies")
+    modes = ("tcp", "sleep", "cookies")
     idle_is_free = False
     stretch = 3.0
     most_rounds = 2
