@@ -277,6 +277,7 @@ cdef class Stream:
         sk = user_socket(self.e)
         if sk == NULL or user_bind(self.e, sk, 0, 80) != 0 or user_listen(self.e, sk, 16) != 0:
             raise RuntimeError("no listener")
+        self.e.lazy_timers = 1
         service_set(self.e, sk, SERVICES[service])
         if not self.connect(warm_round):
             raise RuntimeError("no SYN-ACK")

@@ -18,7 +18,8 @@ _Flow = tuple[str, int, str, int]
 class Engine:
     def __init__(self, address: str | Iterable[str], *, sysctl: Mapping[str, object] | None = None, seed: int | bytes | None = None,
                  wall_offset_ns: int = 0, now: int = 0, ehash_entries: int = 0, mtu: int = 1500, cookie_phase_ns: int = 0,
-                 default_route: bool = True, limits: Mapping[str, int] | None = None) -> None: ...
+                 default_route: bool = True, limits: Mapping[str, int] | None = None,
+                 lazy_timers: bool = False) -> None: ...
     @property
     def now(self) -> int: ...
     @property

@@ -75,7 +75,7 @@ class Stack:
         self.engines = [_fastpath.Engine(
             addresses, sysctl=sysctl, seed=seed, wall_offset_ns=wall_offset_ns, now=0 if clock is not None else time.monotonic_ns(),
             ehash_entries=ehash_entries or 0, mtu=mtu, cookie_phase_ns=cookie_phase_ns, default_route=default_route,
-            limits=dict(limits) if limits else None,
+            limits=dict(limits) if limits else None, lazy_timers=clock is None,
         ) for _ in range(queues)]
         self.engine = self.engines[0]
         self.sysctl = Sysctl(*self.engines)

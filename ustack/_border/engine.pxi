@@ -41,6 +41,8 @@ cdef class Engine:
     Times are integer nanoseconds of a monotonic clock of the caller's choice and never go back. Addresses: "a.b.c.d/len" is that host in
     that prefix, "a.b.c.0/len" (host bits zero, len < 32) makes every address of the prefix ours; several in a list. All randomness comes
     from seed. Handles are integers (index and generation); a stale one raises OSError(EBADF). Every call may be made from several threads.
+    lazy_timers, for drivers in real time: a retransmission or delayed-ACK timer that is stopped or put off is not taken out of its place, so the next
+    timeout may be one at which nothing happens.
     """
 
     cdef engine_t* e
@@ -58,7 +60,7 @@ cdef class Engine:
     cdef object __weakref__
 
     def __cinit__(self, address, *, sysctl=None, seed=None, wall_offset_ns=0, now=0, ehash_entries=0, mtu=1500,
-                  cookie_phase_ns=0, default_route=True, limits=None):
+                  cookie_phase_ns=0, default_route=True, limits=None, bint lazy_timers=False):
         cdef engine_params_t p
         cdef int err
         cdef bytes key = seed_bytes(seed)
@@ -85,6 +87,7 @@ cdef class Engine:
             free(self.e)
             self.e = NULL
             raise failure(-err, "the engine's pools could not be mapped")
+        self.e.lazy_timers = lazy_timers
         self.s.words = <int*> map_reserve((<size_t> self.e.wait.cap + 1) * sizeof(int))
         if self.s.words == NULL:
             engine_destroy(self.e)

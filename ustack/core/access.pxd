@@ -4,7 +4,7 @@
 
 from libc.string cimport memcmp, memcpy, memset
 
-from ustack.core.types cimport NS_NEVER, REF_MASK, REF_SHIFT, idx_t, int64_t, ns_t, ref_t, uint16_t, uint32_t, uint64_t, uint8_t, unlikely
+from ustack.core.types cimport NS_NEVER, REF_MASK, REF_SHIFT, idx_t, int64_t, ns_t, ref_t, uint16_t, uint32_t, uint64_t, uint8_t, TICK_NS, likely, unlikely
 from ustack.core.pool cimport pool_alloc, pool_at, pool_free, pool_gen, pool_index
 from ustack.core.records cimport group_t, listener_t, req_t, reqext_t, rrec_t, srec_t, tw_t, waiter_t
 from ustack.core.state cimport engine_t
@@ -159,9 +159,16 @@ cdef inline void sk_set_cc(engine_t* e, tcb_t* sk, uint8_t cc) noexcept nogil:
 
 
 # ---- clocks derived from e.now -----------------------------------------------------------------------------------------------
+cdef inline ns_t jiffies_down(engine_t* e, ns_t d) noexcept nogil:
+    """A duration in whole ticks. By the usual tick without a division."""
+    if likely(e.tick == TICK_NS):
+        return d // TICK_NS * TICK_NS
+    return d // e.tick * e.tick
+
+
 cdef inline ns_t jiffies_up(engine_t* e, ns_t d) noexcept nogil:
     """A duration rounded up to the tick, as usecs_to_jiffies does."""
-    return ((d + e.tick - 1) // e.tick) * e.tick
+    return jiffies_down(e, d + e.tick - 1)
 
 
 cdef inline uint64_t wall_ns(engine_t* e) noexcept nogil:

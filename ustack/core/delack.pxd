@@ -3,8 +3,8 @@
 # RFC 9293 3.8.6.3, RFC 5681 4.2, facts J23, J24. The delayed-ACK engine estimates the gap between data segments
 # (ato); quick counts ACKs still to be sent at once; pingpong means that our own data will carry the ACKs. Duplicate
 # ACKs for segments out of order are sent at once three times per hole, then compressed by a timer. Jiffies of Linux
-# are ticks of e.tick here: ato is a whole number of them. Invariant: ICSK_ACK_TIMER is set exactly while TM_DELACK is
-# armed. Called by input and its parts, recvmsg, the engine's timer dispatch.
+# are ticks of e.tick here: ato is a whole number of them. Invariant: while ICSK_ACK_TIMER is set TM_DELACK is
+# armed (with engine_t.lazy_timers sometimes when it is not, too). Called by input and its parts, recvmsg, the engine's timer dispatch.
 #
 # A driver in real time may say that packets come in batches (engine_batch): an ACK that is due at once then waits for engine_settle, so the
 # segments of a batch share one, and an answer carries it. Segments out of order are acknowledged one by one always. Without engine_batch
@@ -24,7 +24,7 @@ from ustack.core.rcvwin cimport (
 )
 from ustack.core.route cimport sk_rt, sk_rto_min
 from ustack.core.seqno cimport i64_max, i64_min, u32_min
-from ustack.core.access cimport jiffies_up, sk_los
+from ustack.core.access cimport jiffies_down, jiffies_up, sk_los
 from ustack.core.sock cimport sk_compack_id, sk_reset_delack
 from ustack.core.state cimport engine_t, route_t
 from ustack.core.stats cimport MIB_TcpExtDelayedACKs, MIB_TcpExtTCPAckCompressed, mib_add, mib_inc
@@ -147,11 +147,11 @@ cdef inline void ato_update_(engine_t* e, tcb_t* sk) noexcept nogil:
         tcp_incr_quickack(sk, TCP_MAX_QUICKACKS)
         sk.ato = ATO_MIN_NS
         return
-    m = (e.now - sk.lrcvtime) // e.tick * e.tick
+    m = jiffies_down(e, e.now - sk.lrcvtime)
     if m <= ATO_MIN_NS // 2:
-        sk.ato = (sk.ato // 2) // e.tick * e.tick + ATO_MIN_NS // 2
+        sk.ato = jiffies_down(e, sk.ato // 2) + ATO_MIN_NS // 2
     elif m < sk.ato:
-        sk.ato = i64_min((sk.ato // 2) // e.tick * e.tick + m, sk.rto)
+        sk.ato = i64_min(jiffies_down(e, sk.ato // 2) + m, sk.rto)
     elif m > sk.rto:
         # The sender has been idle and starts again with a small window.
         tcp_incr_quickack(sk, TCP_MAX_QUICKACKS)
@@ -200,7 +200,7 @@ cdef inline void tcp_send_delayed_ack(engine_t* e, tcb_t* sk) noexcept nogil:
     when = e.now + (ato if ato else e.tick >> 2)
     if sk.ack_pending & ICSK_ACK_TIMER:
         armed = wheel_deadline(&e.wheel, (<uint32_t> TM_DELACK << REF_SHIFT) | sk.idx)
-        if armed <= e.now + (ato >> 2) // e.tick * e.tick:
+        if armed <= e.now + jiffies_down(e, ato >> 2):
             tcp_send_ack(e, sk)
             return
         when = i64_min(when, armed)
@@ -274,12 +274,10 @@ cdef inline void tcp_sack_compress_send_ack(engine_t* e, tcb_t* sk) noexcept nog
 # ---- timers --------------------------------------------------------------------------------------------------------
 cdef inline void tcp_delack_timer(engine_t* e, tcb_t* sk) noexcept nogil:
     """TM_DELACK fired."""
-    if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN:
+    if sk.state == TCP_CLOSE or sk.state == TCP_LISTEN or not sk.ack_pending & ICSK_ACK_TIMER:
         return
     if sk.compressed_ack:
         tcp_sack_compress_send_ack(e, sk)
-        return
-    if not sk.ack_pending & ICSK_ACK_TIMER:
         return
     sk.ack_pending &= <uint8_t> ~ICSK_ACK_TIMER
     if not inet_csk_ack_scheduled(sk):

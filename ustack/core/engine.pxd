@@ -35,7 +35,7 @@ from ustack.core.timers cimport tcp_compack_timer, tcp_keepalive_timer, tcp_pace
 from ustack.core.timewait cimport tw_timer
 from ustack.core.tx cimport TXF_LOCAL, tx_len, tx_reset, tx_whole
 from ustack.core.types cimport (
-    CSUM_VERIFIED, DROP_NONE, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_PER_SEC, REF_MASK, REF_SHIFT, TM_COMPACK,
+    CSUM_VERIFIED, DROP_NONE, E_NOMEM, KIND_REQ, KIND_TCB, KIND_TW, NS_PER_SEC, REF_MASK, REF_SHIFT, TICK_NS, TM_COMPACK,
     TM_DELACK, TM_FRAG, TM_KEEP, TM_PACE, TM_REQ, TM_RETRANS, TM_TW, TM_WAITER, TH_RST, flow_t, idx_t, ns_t, seg_t,
     uint8_t, uint16_t, uint32_t, uint64_t, likely, unlikely,
 )
@@ -47,7 +47,6 @@ cdef enum:
     TXF_GONE = 8                # taken back by engine_loop
     LOOP_BUF = 65536
     LOOP_MAX = 65536            # packets to ourselves in one call; the rest waits for the next
-    TICK_NS = 4000000           # HZ=250
     DEF_MTU = 1500
     DEF_TSO_MAX = 65536
     DEF_EHASH = 1048576         # a million half-open connections find chains of one or two
@@ -401,8 +400,8 @@ cdef inline uint32_t engine_poll(engine_t* e, ns_t now) noexcept nogil:
 
 
 cdef inline ns_t engine_next_timeout(engine_t* e) noexcept nogil:
-    # The exact time of the next timer, NS_NEVER if there is none.
-    return wheel_next(&e.wheel)
+    # The exact time of the next timer, NS_NEVER if there is none; with lazy_timers maybe somewhat earlier.
+    return wheel_next_bound(&e.wheel) if e.lazy_timers else wheel_next(&e.wheel)
 
 
 cdef inline ns_t engine_next_bound(engine_t* e) noexcept nogil:

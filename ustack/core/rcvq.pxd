@@ -227,10 +227,11 @@ cdef inline bint tcp_queue_rcv(engine_t* e, tcb_t* sk, const seg_t* s) noexcept 
     cdef rrec_t tmp
     cdef idx_t i
     rcv_ring_store(sk, s, s.seq, sk.rcv_nxt)
-    rr_fill(e, &tmp, s)
-    if rr_try_coalesce(e, sk, sk.rq_tail, &tmp):
-        tcp_rcv_nxt_update(sk, s.end_seq)
-        return True
+    if sk.rq_tail:
+        rr_fill(e, &tmp, s)
+        if rr_try_coalesce(e, sk, sk.rq_tail, &tmp):
+            tcp_rcv_nxt_update(sk, s.end_seq)
+            return True
     tcp_rcv_nxt_update(sk, s.end_seq)
     i = rcv_record(e, s)
     rq_append(e, sk, i)

@@ -9,7 +9,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from ustack.core.seqno cimport after, i64_max, i64_min, u32_max
-from ustack.core.types cimport NS_PER_US, ns_t
+from ustack.core.types cimport NS_PER_US, TICK_NS, likely, ns_t
 
 cdef struct rtt_t:
     uint32_t srtt_us            # << 3
@@ -59,7 +59,9 @@ cdef inline void rtt_sample(rtt_t* r, int64_t rtt_us, uint32_t snd_una, uint32_t
 
 
 cdef inline ns_t ticks_up(ns_t t, ns_t tick) noexcept nogil:
-    # Round up to whole ticks, as the kernel converts microseconds to jiffies.
+    # Round up to whole ticks, as the kernel converts microseconds to jiffies. By the usual tick without a division.
+    if likely(tick == TICK_NS):
+        return (t + TICK_NS - 1) // TICK_NS * TICK_NS
     return (t + tick - 1) // tick * tick
 
 

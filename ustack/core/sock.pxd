@@ -30,7 +30,7 @@ from ustack.core.tcb cimport (
     TCP_INFINITE_SSTHRESH, TCP_INIT_CWND, TCP_RTO_MAX_DEFAULT_MS, sklos_t, skopt_t, tcb_t,
 )
 from ustack.core.wake cimport ev_push, garbage_put, sk_state_change, waiter_finish
-from ustack.core.wheel cimport wheel_arm, wheel_disarm
+from ustack.core.wheel cimport tnode_t, wheel_arm, wheel_disarm, wheel_put_off
 
 
 cdef enum:
@@ -51,18 +51,32 @@ cdef inline void tcp_segs_in(tcb_t* sk, const seg_t* s) noexcept nogil:
 
 
 # ---- timers ------------------------------------------------------------------------------------------------------------------
+cdef inline void timer_put_(engine_t* e, uint32_t id, tnode_t* node, ns_t deadline) noexcept nogil:
+    if e.lazy_timers:
+        wheel_put_off(&e.wheel, id, node, deadline)
+    else:
+        wheel_arm(&e.wheel, id, deadline)
+
+
+cdef inline void timer_stop_(engine_t* e, uint32_t id) noexcept nogil:
+    # Most of these timers are stopped long before they are due, and armed again soon. With lazy_timers one stays where it is: it is put off next
+    # time, or fires and finds nothing to do.
+    if not e.lazy_timers:
+        wheel_disarm(&e.wheel, id)
+
+
 cdef inline void tcp_reset_xmit_timer(engine_t* e, tcb_t* sk, uint8_t what, ns_t when) noexcept nogil:
     """Arm the retransmission timer for purpose `what` in `when` ns, at most tcp_rto_max."""
     cdef ns_t top = (<ns_t> sk.opt.rto_max_ms if sk.opt.rto_max_ms else TCP_RTO_MAX_DEFAULT_MS) * 1000000
     if when > top:
         when = top
     sk.icsk_pending = what
-    wheel_arm(&e.wheel, (TM_RETRANS << REF_SHIFT) | sk.idx, e.now + when)
+    timer_put_(e, (TM_RETRANS << REF_SHIFT) | sk.idx, &sk.tm_retrans, e.now + when)
 
 
 cdef inline void tcp_clear_retrans_timer(engine_t* e, tcb_t* sk) noexcept nogil:
     sk.icsk_pending = ICSK_TIME_NONE
-    wheel_disarm(&e.wheel, (TM_RETRANS << REF_SHIFT) | sk.idx)
+    timer_stop_(e, (TM_RETRANS << REF_SHIFT) | sk.idx)
 
 
 cdef inline uint32_t sk_pace_id(const tcb_t* sk) noexcept nogil:
@@ -76,11 +90,11 @@ cdef inline uint32_t sk_compack_id(const tcb_t* sk) noexcept nogil:
 
 
 cdef inline void sk_reset_delack(engine_t* e, tcb_t* sk, ns_t deadline) noexcept nogil:
-    wheel_arm(&e.wheel, (TM_DELACK << REF_SHIFT) | sk.idx, deadline)
+    timer_put_(e, (TM_DELACK << REF_SHIFT) | sk.idx, &sk.tm_delack, deadline)
 
 
 cdef inline void sk_clear_delack(engine_t* e, tcb_t* sk) noexcept nogil:
-    wheel_disarm(&e.wheel, (TM_DELACK << REF_SHIFT) | sk.idx)
+    timer_stop_(e, (TM_DELACK << REF_SHIFT) | sk.idx)
 
 
 cdef inline void sk_reset_keepalive(engine_t* e, tcb_t* sk, ns_t length) noexcept nogil:
@@ -96,8 +110,10 @@ cdef inline void tcp_clear_xmit_timers(engine_t* e, tcb_t* sk) noexcept nogil:
         wheel_disarm(&e.wheel, sk_pace_id(sk))
         wheel_disarm(&e.wheel, sk_compack_id(sk))
     tcp_clear_retrans_timer(e, sk)
+    wheel_disarm(&e.wheel, (TM_RETRANS << REF_SHIFT) | sk.idx)
     sk.ack_pending = 0
     sk_clear_delack(e, sk)
+    wheel_disarm(&e.wheel, (TM_DELACK << REF_SHIFT) | sk.idx)
     sk_delete_keepalive(e, sk)
 
 

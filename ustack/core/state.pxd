@@ -263,6 +263,7 @@ cdef struct engine_t:
     const uint8_t* hand         # a datagram that belongs to shard hand_to, for the driver; NULL: none
     uint32_t hand_len
     uint8_t hand_to
+    uint8_t lazy_timers         # a driver in real time: retransmission and delayed-ACK timers that are stopped or put off stay in their slots (sock.pxd)
     # sockets whose ACK or small send waits for more to come (output.pxd: tcp_owe, tcp_settle)
     uint8_t holds_acks          # an ACK that is due at once waits
     uint8_t holds_pushes        # a send that fills no segment does

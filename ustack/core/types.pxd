@@ -41,6 +41,7 @@ cdef enum:
     TM_WAITER = 9               # deadline of a blocked call
 
 cdef enum:
+    TICK_NS = 4000000           # the usual engine_t.tick: HZ=250
     NS_PER_MS = 1000000
     NS_PER_US = 1000
 

@@ -6,7 +6,7 @@
 #
 # How: time is cut into ticks of 2^14 ns; the cursor is a tick. A timer whose tick is at or before the cursor is in the
 # due list, sorted. Every other timer is in the slot (level, index) given by the highest group of six bits in
-# which its tick differs from the cursor, so equal deadlines always share a slot and appending keeps their order. Moving
+# which its tick differs from the cursor (or, put off by wheel_put_off, in an earlier one), so equal deadlines always share a slot and appending keeps their order. Moving
 # the cursor into a slot spreads it over the levels below; a slot of level 0 is sorted into the due list.
 # Invariants: all indices in use at a level are above the cursor's own index at that level, hence the lowest
 # non-empty level and its lowest index hold the earliest timers; the cursor moves only while the due list is empty.
@@ -189,6 +189,15 @@ cdef inline void wheel_arm(wheel_t* w, uint32_t id, ns_t deadline) noexcept nogi
         wheel_insert_due_(w, id, node)
     else:
         wheel_append_(w, slot, id, node)
+
+
+cdef inline void wheel_put_off(wheel_t* w, uint32_t id, tnode_t* node, ns_t deadline) noexcept nogil:
+    # As wheel_arm, for a driver in real time: a timer that is armed for no later stays in the slot where it is, and goes on from there when its
+    # time comes. Then wheel_next is no more than a bound, and among equal deadlines any may be first.
+    if node.next != 0 and deadline >= node.deadline and node.deadline >> WHEEL_TICK_SHIFT > w.cursor:
+        node.deadline = deadline
+    else:
+        wheel_arm(w, id, deadline)
 
 
 cdef inline uint32_t wheel_merge_(wheel_t* w, uint32_t a, uint32_t b) noexcept nogil:
