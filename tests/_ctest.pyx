@@ -235,6 +235,10 @@ cdef class Wheel:
     def arm(self, int kind, uint32_t i, int64_t deadline):
         wh.wheel_arm(self.w, self.id(kind, i), deadline)
 
+    def put_off(self, int kind, uint32_t i, int64_t deadline):
+        cdef uint32_t id = self.id(kind, i)
+        wh.wheel_put_off(self.w, id, wh.wheel_node(self.w, id), deadline)
+
     def disarm(self, int kind, uint32_t i):
         wh.wheel_disarm(self.w, self.id(kind, i))
 

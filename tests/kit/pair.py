@@ -33,12 +33,12 @@ class Path:
 class Pair:
     """Engines A and B; `run` moves time until a condition holds."""
 
-    def __init__(self, seed: int, path: Path | None = None, sysctl: dict[str, Any] | None = None) -> None:
+    def __init__(self, seed: int, path: Path | None = None, sysctl: dict[str, Any] | None = None, lazy_timers: bool = False) -> None:
         self.rng = random.Random(seed)
         self.path = path or Path()
         self.now = 0
         self.engines = tuple(
-            Engine(a + "/24", seed=seed + i, mtu=self.path.mtu, sysctl=sysctl) for i, a in enumerate(ADDR)
+            Engine(a + "/24", seed=seed + i, mtu=self.path.mtu, sysctl=sysctl, lazy_timers=lazy_timers) for i, a in enumerate(ADDR)
         )
         self.wire: list[tuple[int, int, int, bytes]] = []
         self.order = 0

@@ -240,3 +240,40 @@ def test_time_may_stand_still_or_jump_far():
     wheel.arm(3, 1, 400 * DAY)
     assert wheel.pop(0) is None
     assert [wheel.pop(500 * DAY) for _ in range(4)] == [(1, 1), (2, 1), (3, 1), None]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_put_off_timers_come_at_their_times(seed):
+    """Timers that are put off in place: all that are due come, none before its time, in order of deadlines; the bound is never too late."""
+    rng = random.Random(seed)
+    now = rng.randrange(0, 5 * SEC)
+    wheel = ct.Wheel(now, 40)
+    due = {}
+    span = rng.choice((50 * US, 5 * MS, SEC, 300 * SEC))
+    for _ in range(400):
+        timer = (rng.randint(1, 3), rng.randint(1, 40))
+        what = rng.random()
+        deadline = now + rng.randrange(-span // 10, span)
+        if what < 0.6:
+            if timer in due and rng.random() < 0.7:
+                deadline = due[timer] + rng.randrange(span)
+            wheel.put_off(*timer, deadline)
+            due[timer] = deadline
+        elif what < 0.7:
+            wheel.arm(*timer, deadline)
+            due[timer] = deadline
+        elif what < 0.8:
+            wheel.disarm(*timer)
+            due.pop(timer, None)
+        else:
+            now += rng.randrange(span // 2)
+            last = None
+            while (timer := wheel.pop(now)) is not None:
+                deadline = due.pop(timer)
+                assert deadline <= now and (last is None or last <= deadline)
+                last = deadline
+            assert not due or min(due.values()) > now
+        assert wheel.count() == len(due)
+        if due:
+            assert wheel.next_bound() <= min(due.values())
+            assert all(wheel.deadline(*timer) == deadline for timer, deadline in due.items())
