@@ -73,7 +73,7 @@ from ustack.core.tcb cimport (
 )
 from ustack.core.tcpinfo cimport TCP_INFO_SIZE, sk_get_meminfo, tcp_get_info
 from ustack.core.tx cimport (
-    TXF_LOCAL, tx_batch_done, tx_batch_free, tx_copy_payload, tx_len, tx_payload, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
+    TXF_LOCAL, TXF_SENT, tx_batch_done, tx_batch_free, tx_copy_payload, tx_len, tx_payload, tx_segment, tx_segs, tx_swap, tx_tcp_csum, tx_whole, txbatch_t,
 )
 from ustack.core.types cimport DROP_REASONS, TCP_SYN_SENT, TCP_TIME_WAIT
 from ustack.core.user cimport (
@@ -99,4 +99,5 @@ include "_border/impair.pxi"
 include "_border/device.pxi"
 include "_border/shards.pxi"
 include "_border/thread.pxi"
+include "_border/sleep.pxi"
 include "_border/socket.pxi"

@@ -1,9 +1,10 @@
 # The engine thread: one loop without the GIL around a descriptor, the engine and a clock. Included by _fastpath.pyx.
 #
 # One turn: take the link (drive), read a batch, lock (mu), hand it to the engine, run the timers, take the frames, unlock, write them, give the link up,
-# release blocked calls. mu never covers a system call on a descriptor, and users who wait for it are let in before it is taken again. Before it
-# is given up for a sleep, `sleeping` and `wake_at` are set under it, so a user call that leaves work behind ends the sleep through the eventfd
-# (release()). wake_at is not put off when a timer is stopped: the next one armed would be the earliest again, and end the sleep.
+# release blocked calls. mu never covers a system call on a descriptor (but write_early, of a thread that polls), and users who wait for it are
+# let in before it is taken again. Before it is given up for a sleep, `sleeping` and `wake_at` are set under it, so a user call that leaves work
+# behind ends the sleep through the eventfd (release()). wake_at is not put off when a timer is stopped: the next one armed would be the earliest
+# again, and end the sleep.
 # Users' threads take the link too, if it is free: to write a few frames (loop_claim, loop_write), to read before they sleep (loop_help). Only one
 # batch is out at a time, so ring memory of frames in flight is freed by whoever wrote them (tx_batch_done).
 # Time is CLOCK_MONOTONIC, read once per batch.
@@ -25,16 +26,6 @@ cdef enum:
     MAX_STAGES = 8
     LET_IN_TURNS = 200
     HELP_TURNS = 4
-    ACTIVE_NS = 300000          # so long after a call the program counts as at work
-    YIELDED_NS = 3000           # a yield that took less was refused: nobody else wants the core
-    STARVED_NS = 2000000        # one that took more, without a call of the program in the end, gave the core to a stranger ...
-    SHY_NS = 20000000           # ... and is not tried again for so long
-    LINGER_NS = 50000           # before a sleep the link is read on for so long ...
-    SLEEP_NS = 30000            # ... at the expense of the sleeps that it saves, which cost so much: switches, and an idle core's waking ...
-    LINGER_TRY_NS = 500         # ... and so much per sleep, to find out again whether it pays:
-    LINGER_TRIES = 20           # several times in a row, because cores that are woken often wake up faster
-    LONE_LEAST = 4              # lone packets in a row, after which the next is expected to be one
-    LONE_MOST = 32              # ... and after which that is looked at again
 
 cdef struct loop_t:
     engine_t* e
@@ -70,6 +61,7 @@ cdef struct loop_t:
     uint64_t yields
     uint64_t lingered                   # sleeps put off ...
     uint64_t saved_sleeps               # ... and not needed
+    uint64_t early                      # frames written by write_early
     ns_t shy_until                      # no yields before
     uint32_t run                        # packets since run_at
     ns_t run_at
@@ -127,6 +119,20 @@ cdef void through_stages_in(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
         l.n_late += 1
 
 
+cdef void write_early(engine_t* e, txframe_t* f) noexcept nogil:
+    """engine_t.doorbell of a thread that polls: the answer to a lone packet leaves when it is complete, before timers and counters have
+    been seen to. The only write under the lock; it never waits."""
+    cdef loop_t* l = <loop_t*> e.doorbell_arg
+    if f.flags & TXF_LOCAL:
+        return
+    l.dev.hasty = True
+    if dev_send_small(&l.dev, f) and not l.dev.full:
+        f.flags |= TXF_SENT
+        l.early += 1
+    l.dev.hasty = False
+    l.dev.full = False
+
+
 cdef bint write_batch(loop_t* l, ns_t now) noexcept nogil:
     """False: the link is full and the caller does not wait (dev_t.hasty); the engine thread goes on from there."""
     cdef uint32_t i
@@ -135,7 +141,7 @@ cdef bint write_batch(loop_t* l, ns_t now) noexcept nogil:
     cdef txframe_t* f
     for i in range(l.written, l.batch.n):
         f = &l.batch.tx[i]
-        if f.flags & TXF_LOCAL:
+        if f.flags & (TXF_LOCAL | TXF_SENT):
             continue
         if l.n_stages == 0:
             dev_send_frame(&l.dev, l.e, f, now)
@@ -206,6 +212,9 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, uint8_t d
     if not helping:
         engine_settle(e, OWES_PUSH, HOLD_NS)
     engine_batch(e, l.coalesce)
+    if n == 1 and l.busy and l.dev.gso and not helping:
+        e.doorbell_arg = l
+        e.doorbell = <void*> &write_early
     if l.n_stages == 0:
         if n > 1:
             for i in range(n):
@@ -224,8 +233,10 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, uint8_t d
     else:
         for i in range(l.n_late):
             engine_receive(e, l.late[i].data, l.late[i].len, l.late[i].csum, l.late[i].gso_size, now)
+    service_pump(e, l.scratch)
     engine_poll(e, now)
     service_pump(e, l.scratch)
+    e.doorbell = NULL
     engine_batch(e, False)
     engine_settle(e, due, HOLD_NS)
     engine_loop(e)
@@ -320,152 +331,7 @@ cdef bint loop_help(loop_t* l) noexcept nogil:
     return True
 
 
-# ---- sleep -----------------------------------------------------------------------------------------------------------------------------
-cdef void sleep_until(loop_t* l, ns_t t) noexcept nogil:
-    """Poll the link and the eventfd until something happens or time t."""
-    cdef pollfd p[2]
-    cdef timespec ts
-    cdef ns_t left
-    cdef uint64_t count
-    p[0].fd = l.s.wake_fd
-    p[0].events = 1
-    p[0].revents = 0
-    p[1].fd = -1 if l.dev.failed else l.dev.fd
-    p[1].events = 1
-    p[1].revents = 0
-    ts.tv_sec = 0
-    ts.tv_nsec = 0
-    if t != NS_NEVER:
-        left = t - clock_ns()
-        if left > 0:
-            ts.tv_sec = left // 1000000000
-            ts.tv_nsec = left % 1000000000
-    l.sleeps += 1
-    count_linger(l, LINGER_TRY_NS)
-    c_ppoll(p, 2, NULL if t == NS_NEVER else &ts, NULL)
-    atomic_swap(&l.s.sleeping, 0)
-    l.slept = True
-    if p[0].revents:
-        sys_read(l.s.wake_fd, &count, 8)
-
-
-cdef bint loop_has_work(loop_t* l, ns_t now) noexcept nogil:
-    """Without the lock: is there anything to do besides reading the link?"""
-    return (atomic_load(&l.stop) != 0 or now >= l.s.wake_at or ustack_peek(&l.e.tx_n) != 0 or ustack_peek(&l.e.ready) != 0
-            or peek8(&l.e.owed_what) & OWES_PUSH
-            or (l.group != NULL and atomic_load(&l.group.inbox[l.e.shard].n) != 0))
-
-
-cdef uint32_t busy_poll(loop_t* l, ns_t* now) noexcept nogil:
-    """Read on until a packet comes, there is other work, or the time is over; how many packets came, and the time after that. Only while packets
-    come close together: a link where the next one takes four times as long costs a sleep a packet, and no spinning."""
-    cdef uint32_t n = 0
-    while n == 0 and now[0] - l.last_rx < l.busy and not loop_has_work(l, now[0]):
-        n = dev_read_batch(&l.dev, l.e, now[0])
-        now[0] = clock_ns()
-    return n
-
-
-cdef void note_arrival(loop_t* l, ns_t now) noexcept nogil:
-    l.lively = now - l.last_rx <= 4 * l.busy
-    l.last_rx = now
-
-
-cdef inline bint at_work_here(loop_t* l, ns_t now) noexcept nogil:
-    """Has the program made a call on this core lately?"""
-    return l.s.user_cpu == l.s.engine_cpu and now - l.s.called_at <= HOLD_NS
-
-
-cdef inline bint may_linger(loop_t* l, ns_t now) noexcept nogil:
-    return l.lingers and l.n_stages == 0 and not at_work_here(l, now)
-
-
-cdef inline void count_linger(loop_t* l, ns_t gain) noexcept nogil:
-    l.saved += gain
-    if l.saved >= LINGER_TRIES * LINGER_NS:
-        l.saved = LINGER_TRIES * LINGER_NS
-        l.lingers = not l.hurries
-    elif l.saved < LINGER_NS:
-        l.lingers = False
-
-
-cdef uint32_t linger(loop_t* l, ns_t* now) noexcept nogil:
-    """A sleep costs more than the switches: an idle core has to wake up. So it pays to read on shortly where the next packet tends to come in less
-    time than that costs. What it has cost is set against the sleeps that it has saved: lingering takes no more CPU time than they would, plus
-    LINGER_TRY_NS per sleep. How many packets came, as busy_poll."""
-    cdef ns_t began = now[0]
-    cdef uint32_t n = 0
-    cdef bint work = False
-    while n == 0 and not work and now[0] - began < LINGER_NS:
-        cpu_relax()
-        n = dev_read_batch(&l.dev, l.e, now[0])
-        now[0] = clock_ns()
-        work = loop_has_work(l, now[0])
-    l.lingered += 1
-    l.saved_sleeps += 1 if n or work else 0
-    count_linger(l, (SLEEP_NS if n or work else 0) - (now[0] - began))
-    return n
-
-
-cdef bint foresees_sleep(loop_t* l, uint32_t n, ns_t now) noexcept nogil:
-    """Is a batch of n packets a lone one, so that the thread may sleep when it is served, without the read and the turn that find nothing?
-    Learned from the reads that found nothing, and looked at again now and then: a packet that has come all the same ends the sleep at once."""
-    if l.after_lone:
-        l.lone = l.lone + 1 if n == 0 else 0
-        l.after_lone = False
-    if n != 1:
-        if n:
-            l.lone = 0
-        return False
-    if LONE_LEAST <= l.lone < LONE_MOST and not may_linger(l, now):
-        l.lone += 1
-        l.dev.quota = 1
-        return True
-    if l.lone >= LONE_MOST:
-        l.lone = LONE_LEAST - 1
-    l.after_lone = True
-    return False
-
-
-cdef inline bint shares_core(loop_t* l, ns_t now) noexcept nogil:
-    """Are users' threads at work on this very core? Then each packet would take it from them and give it back: better to let them run until they
-    have nothing left to do, or the scheduler thinks that it is our turn, and to serve all that came meanwhile."""
-    cdef ns_t user_at = l.s.user_at
-    return (user_at != 0 and now - user_at < ACTIVE_NS and now >= l.shy_until and l.n_stages == 0 and l.group == NULL
-            and l.busy == 0 and l.s.user_cpu == l.s.engine_cpu)
-
-
-cdef inline uint8_t what_is_due(loop_t* l, ns_t now, bint sleepy, bint last) noexcept nogil:
-    """OWES_* that do not wait any longer: what the program, on this core, is about to answer does."""
-    if last or not at_work_here(l, now):
-        return OWES_ALL
-    if shares_core(l, now) and not (sleepy and l.alone):
-        return OWES_ACK
-    return OWES_ALL & ~OWES_UNREAD
-
-
-cdef bint yield_core(loop_t* l) noexcept nogil:
-    """Instead of a sleep (s.sleeping and s.yielding are set): True if others ran, or work came, so that there is no sleep now."""
-    cdef shared_t* s = l.s
-    cdef ns_t before = clock_ns()
-    cdef ns_t took
-    sched_yield()
-    atomic_swap(&s.yielding, 0)
-    took = clock_ns() - before
-    l.yields += 1
-    if took > STARVED_NS and before + took - s.user_at > STARVED_NS:
-        l.shy_until = before + took + SHY_NS
-    if took < YIELDED_NS:
-        l.alone = True
-        pthread_mutex_lock(&s.mu)
-        if not sleeper_needed(l.e, s):
-            pthread_mutex_unlock(&s.mu)
-            return False
-        pthread_mutex_unlock(&s.mu)
-    atomic_swap(&s.sleeping, 0)
-    return True
-
-
+# ---- the loop ------------------------------------------------------------------------------------------------------------------------
 cdef inline void take_link(loop_t* l) noexcept nogil:
     """For the engine thread. A user's thread has the link shortly: on another core it is waited for awake."""
     cdef ns_t limit
@@ -667,7 +533,7 @@ cdef class Loop:
             "rx_packets": self.l.dev.rx_packets, "rx_bytes": self.l.dev.rx_bytes, "tx_packets": self.l.dev.tx_packets,
             "tx_bytes": self.l.dev.tx_bytes, "tx_errors": self.l.dev.tx_errors, "tx_dropped": self.l.dev.tx_dropped,
             "turns": self.l.turns, "sleeps": self.l.sleeps, "yields": self.l.yields,
-            "lingered": self.l.lingered, "saved_sleeps": self.l.saved_sleeps, "helped": self.l.helped, "direct": self.l.direct,
+            "lingered": self.l.lingered, "saved_sleeps": self.l.saved_sleeps, "early": self.l.early, "helped": self.l.helped, "direct": self.l.direct,
             "failed": self.l.dev.failed,
         }
 

@@ -23,6 +23,7 @@ from ustack.core.types cimport E_NOMEM, TH_CWR, TH_FIN, TH_PSH, idx_t, uint8_t, 
 from ustack.core.wire cimport get16, get32, put16, put32, wire_ip_csum_set
 
 cdef enum:
+    TXF_SENT = 16               # the driver has written it already (engine_t.doorbell)
     TXF_LOCAL = 2               # the destination is one of our own addresses: loops back, never reaches the link
     TX_MIN_FRAMES = 64
     TX_MIN_ARENA = 16384

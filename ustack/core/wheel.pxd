@@ -6,8 +6,8 @@
 #
 # How: time is cut into ticks of 2^14 ns; the cursor is a tick. A timer whose tick is at or before the cursor is in the
 # due list, sorted. Every other timer is in the slot (level, index) given by the highest group of six bits in
-# which its tick differs from the cursor (or, put off by wheel_put_off, in an earlier one), so equal deadlines always share a slot and appending keeps their order. Moving
-# the cursor into a slot spreads it over the levels below; a slot of level 0 is sorted into the due list.
+# which its tick differs from the cursor (or, put off by wheel_put_off, in an earlier one), so equal deadlines always
+# share a slot and appending keeps their order. Moving the cursor into a slot spreads it over the levels below; a slot of level 0 is sorted into the due list.
 # Invariants: all indices in use at a level are above the cursor's own index at that level, hence the lowest
 # non-empty level and its lowest index hold the earliest timers; the cursor moves only while the due list is empty.
 #

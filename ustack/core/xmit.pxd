@@ -48,6 +48,10 @@ cdef enum:
     PACING_FREE_SEGS = 10           # the first segments of a connection are not paced
 
 
+# A driver that is given a frame before its turn is over may write it then (and sets TXF_SENT), or leave it for later.
+ctypedef void (*doorbell_t)(engine_t*, txframe_t*) noexcept nogil
+
+
 # ---- clocks ----------------------------------------------------------------------------------------------------------------------
 cdef inline uint32_t tcp_ts_of(engine_t* e, ns_t t) noexcept nogil:
     """The 1 kHz TSval clock (without the connection's offset) at time t."""
@@ -230,6 +234,8 @@ cdef inline int tcp_queue_xmit(engine_t* e, tcb_t* sk, const srec_t* r, uint32_t
             ring_ranges(&sk.snd, sr_payload_seq(r), r.len, &f.p0, &f.l0, &f.p1, &f.l1)
         if r.pcount > 1:
             f.gso_size = r.gso_size
+        if unlikely(e.doorbell != NULL) and e.tx_n == 1:
+            (<doorbell_t> e.doorbell)(e, f)
     return 0
 
 

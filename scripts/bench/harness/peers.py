@@ -1,7 +1,7 @@
 """The peers: how each is started. All serve echo (7), discard (9), chargen (19) and a minimal HTTP (80) on 198.51.100.2.
 
-A mode is what a row wants of the server: "tcp" (as a user would run it), "sleep" (it sleeps whenever it has nothing to do), "spin" (it may use its core
-whole), "cookies" (a small backlog, so
+A mode is what a row wants of the server: "tcp" (as a user would run it), "sleep" (it sleeps whenever it has nothing to do), "spin" (it may use its
+core whole), "cookies" (a small backlog, so
 that a flood is answered by cookies), "queue" (limits out of the way, so that each SYN gets an entry).
 """
 
