@@ -27,6 +27,10 @@ def namespaces_of(pid: int) -> list[str]:
     return [n["name"] for n in listed if n["name"].startswith(f"ubench-{pid}-")]
 
 
+def pids_in(namespace: str) -> list[str]:
+    return subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout.split()
+
+
 def test_a_run_measures_and_leaves_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     run = command("--peers", "limit,kernel,ustack", "--rows", "syn-cookies,connect-64", "--rounds", "1", "--seconds", "0.2", "--json", str(out))
@@ -47,6 +51,10 @@ def test_a_run_that_is_ended_leaves_nothing() -> None:
     while not namespaces_of(run.pid) and time.monotonic() < end:
         time.sleep(0.1)
     assert namespaces_of(run.pid), run.communicate(timeout=1)
+    name = namespaces_of(run.pid)[0]
+    while not (inside := pids_in(name)) and time.monotonic() < end:
+        time.sleep(0.01)
     run.send_signal(signal.SIGTERM)
     run.communicate(timeout=30)
     assert namespaces_of(run.pid) == []
+    assert [pid for pid in inside if os.path.exists(f"/proc/{pid}")] == []

@@ -14,6 +14,7 @@ cdef enum:
     SLEEP_NS = 30000            # ... at the expense of the sleeps that it saves, which cost so much: switches, and an idle core's waking ...
     LINGER_TRY_NS = 500         # ... and so much per sleep, to find out again whether it pays:
     LINGER_TRIES = 20           # several times in a row, because cores that are woken often wake up faster
+    LINGER_CROWD = 100          # packets in the last millisecond from which on there is no lingering: who comes late then serves several at once
     LONE_LEAST = 4              # lone packets in a row, after which the next is expected to be one
     LONE_MOST = 32              # ... and after which that is looked at again
 
@@ -79,7 +80,7 @@ cdef inline bint at_work_here(loop_t* l, ns_t now) noexcept nogil:
 
 
 cdef inline bint may_linger(loop_t* l, ns_t now) noexcept nogil:
-    return l.lingers and l.n_stages == 0 and not at_work_here(l, now)
+    return l.lingers and l.s.crowd <= LINGER_CROWD and l.n_stages == 0 and not at_work_here(l, now)
 
 
 cdef inline void count_linger(loop_t* l, ns_t gain) noexcept nogil:

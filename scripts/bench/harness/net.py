@@ -55,10 +55,18 @@ def _namespace() -> str:
     return name
 
 
+def _delete(namespace: str) -> None:
+    """With what still runs in it: a signal may have come between the start of a process and the note of it."""
+    for pid in _run("ip", "netns", "pids", namespace, check=False).split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    _run("ip", "netns", "del", namespace, check=False)
+
+
 def remove_all() -> None:
     """Removes every namespace of this run."""
     while _made:
-        _run("ip", "netns", "del", _made.pop(), check=False)
+        _delete(_made.pop())
 
 
 def _ended(number: int, frame: object) -> None:
@@ -73,7 +81,7 @@ def guard() -> None:
     for namespace in json.loads(_run("ip", "-j", "netns", "list") or "[]"):
         match = _NAME.fullmatch(namespace["name"])
         if match and not os.path.exists(f"/proc/{match[1]}"):
-            _run("ip", "netns", "del", namespace["name"], check=False)
+            _delete(namespace["name"])
 
 
 def _client_side(namespace: str) -> None:
@@ -116,7 +124,7 @@ class Wire:
         for name in {self.client, self.server}:
             with contextlib.suppress(ValueError):
                 _made.remove(name)
-            _run("ip", "netns", "del", name, check=False)
+            _delete(name)
 
 
 def tun(mode: str = "tun") -> Wire:

@@ -27,6 +27,11 @@ def _tasks(pid: int) -> list[Path]:
     return []
 
 
+def stolen() -> float:
+    """Seconds that the machine's cores were ready and the host ran something else (a virtual machine's "steal"), since it started."""
+    return float(Path("/proc/stat").read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def scheduled(pid: int) -> tuple[float, float]:
     """Seconds that a process's threads have run, and that they were ready to run but waited for the core."""
     ran = waited = 0
@@ -76,10 +81,10 @@ class Server:
         self.pid = self.process.pid
         try:
             self._await_ready()
+            time.sleep(settle)
         except BaseException:
             self.stop()
             raise
-        time.sleep(settle)
 
     def _await_ready(self) -> None:
         assert self.process.stdout is not None

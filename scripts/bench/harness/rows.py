@@ -1,8 +1,8 @@
 """What is measured. A row says how one sample of a peer is taken and what must hold of the medians.
 
 Each sample has `value` (the figure of the row) and, where they apply, `cpu_ns` (CPU time of the server's process per operation; on veth the
-kernel's work is mostly in soft interrupts and is not in it), `lost` (the share of the time that server and client waited for a core: over
-NOISY the sample counts only if there are too few better ones), p50 and p99 in microseconds.
+kernel's work is mostly in soft interrupts and is not in it), `lost` (the share of the time that server and client waited for a core, or the host
+took one away: over NOISY the sample counts only if there are too few better ones), p50 and p99 in microseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from . import build, net
 from .peers import Peer
-from .process import Failed, Holder, Server, client, scheduled
+from .process import Failed, Holder, Server, client, scheduled, stolen
 
 Sample = dict[str, float]
 
@@ -72,14 +72,14 @@ def run_client(peer: Peer, server: Server, *words: str, cpu: int | None = None, 
     """A client on the client's core; adds the server's CPU seconds (`cpu_s`) and the share lost to others (`lost`)."""
     wire = peer.wire()
     ran, waited = scheduled(server.pid)
-    start = time.monotonic()
+    away, start = stolen(), time.monotonic()
     values = client(wire.inside(wire.client, *words, "-c", str(peer.machine.client_cpu if cpu is None else cpu)), timeout)
     wall = time.monotonic() - start
     ran_after, waited_after = scheduled(server.pid)
     if not server.alive():
         raise Failed(f"{peer.name} ended: {server.errors()}")
-    waited = waited_after - waited + values.get("waited_s", 0.0)
-    return {**values, "cpu_s": ran_after - ran, "lost": 0.0 if cpu == peer.machine.server_cpu else waited / wall}
+    waited = 0.0 if cpu == peer.machine.server_cpu else waited_after - waited + values.get("waited_s", 0.0)
+    return {**values, "cpu_s": ran_after - ran, "lost": (waited + stolen() - away) / wall}
 
 
 # ---- SYNs ---------------------------------------------------------------------------------------------------------------------
