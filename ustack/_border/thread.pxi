@@ -233,9 +233,9 @@ cdef void engine_turn(loop_t* l, uint32_t n, ns_t now, bint may_sleep, uint8_t d
     else:
         for i in range(l.n_late):
             engine_receive(e, l.late[i].data, l.late[i].len, l.late[i].csum, l.late[i].gso_size, now)
-    service_pump(e, l.scratch)
+    service_pump(e, l.scratch)      # answers before timers: somebody waits for them
     engine_poll(e, now)
-    service_pump(e, l.scratch)
+    service_pump(e, l.scratch)      # what the timers have made ready
     e.doorbell = NULL
     engine_batch(e, False)
     engine_settle(e, due, HOLD_NS)

@@ -170,7 +170,7 @@ cdef struct engine_t:
     config_t cfg
     uint8_t default_cc          # tcp_congestion_control, CC_*
     const void* cc_user[8]      # cc_ops_t (cc.pxd) of CC_USER .. CC_USER + CC_USER_MAX - 1, NULL = none
-    void* doorbell              # doorbell_t (xmit.pxd) of a driver that wants the first TCP frame of its turn at once; NULL: at the end, as all others
+    void* doorbell              # doorbell_t (xmit.pxd) of a driver that wants the first frame of its turn at once, if it has payload; NULL: of none
     void* doorbell_arg
     void* cc_gone               # cc_release, set by the first of them, for sk_set_cc below it
     uint8_t tx_refuse           # the link takes no frame: every transmission is a local drop (a queue of limit 0)
